@@ -1,0 +1,1 @@
+//! CPU operations of Millgate: slices in, slices out.

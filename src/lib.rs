@@ -1,0 +1,1 @@
+//! The Millgate server: keys, tiers and limits around a continuously batching engine.
