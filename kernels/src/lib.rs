@@ -1,1 +1,40 @@
 //! CPU operations of Millgate: slices in, slices out.
+//!
+//! This file is the list of operations. Each one checks its shapes, then hands rows to the implementation
+//! picked once for this machine. The plain scalar version of every operation, its specification,
+//! is in [`reference`].
+//!
+//! | operation | what it does |
+//! |---|---|
+//! | [`linear`] | `y = x · wᵀ + bias` with dense or quantised packed weights |
+//! | [`rms_norm`], [`add_rms_norm`], [`add`] | root-mean-square norm, with the residual sum before it |
+//! | [`silu_mul`] | the gate of a gated feed-forward layer |
+//! | [`rope_store`] | optional q/k norm, rotary position, keys and values into their cache slots |
+//! | [`paged_attention`] | causal attention of a ragged batch over cache blocks |
+//!
+//! The arithmetic contract, on which prefix caching and batching rely: the bits of an output row depend on that row
+//! and its own context, never on its batch mates, on chunking, on the number of threads or on how work was cut.
+
+mod activation;
+mod attention;
+mod error;
+mod format;
+mod kv;
+mod linear;
+mod norm;
+mod packed;
+mod pool;
+pub mod quant;
+pub mod reference;
+mod rope;
+
+pub use activation::silu_mul;
+pub use attention::{AttentionBatch, SequenceSpan, paged_attention};
+pub use error::KernelError;
+pub use format::WeightFormat;
+pub use kv::{BLOCK_TOKENS, KvDtype, KvLayer, KvShape, PAD_SLOT};
+pub use linear::linear;
+pub use norm::{add, add_rms_norm, rms_norm};
+pub use packed::{PackedMatrix, PackedPart};
+pub use pool::Pool;
+pub use rope::{QkNorm, RopeStore, RopeTable, rope_store};

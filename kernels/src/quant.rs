@@ -1,0 +1,166 @@
+//! GGUF block formats: layout, decoding to codes and to floats, checks for hostile bytes.
+//!
+//! Every quantised format is seen here as runs of 32 codes with one or two scales and a minimum ([`Codes`]):
+//! `weight = scale[half] * (code - offset) - min`. Packing, the reference and dequantising all start from that view.
+//! # Source
+//! The GGUF block layouts of the `gguf` Python package (`gguf/quants.py`), which tests compare with.
+
+use crate::{KernelError, WeightFormat};
+use half::f16;
+
+/// Codes sharing one activation scale.
+pub const RUN: usize = 32;
+
+/// Thirty-two consecutive weights of one row, decoded but not yet multiplied out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Codes {
+    /// Unsigned codes.
+    pub q: [u8; RUN],
+    /// What a code of weight zero is (before `min`).
+    pub offset: u8,
+    /// Scale of the first and of the last sixteen weights; equal except in `Q6K`.
+    pub scale: [f32; 2],
+    /// Subtracted from every weight; zero in formats without minima.
+    pub min: f32,
+}
+
+impl Codes {
+    /// The thirty-two weights as floats.
+    pub fn weights(&self) -> [f32; RUN] {
+        std::array::from_fn(|i| {
+            self.scale[i / 16] * f32::from(i16::from(self.q[i]) - i16::from(self.offset)) - self.min
+        })
+    }
+}
+
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// Decodes run `run` (32 weights) of a quantised row.
+///
+/// # Shapes
+/// `row`: whole blocks of `format`; `run < weights / 32`. Panics otherwise, and for dense formats: a caller's bug.
+pub fn codes(format: WeightFormat, row: &[u8], run: usize) -> Codes {
+    let runs_per_block = format.block_weights() / RUN;
+    let start = run / runs_per_block * format.block_bytes();
+    let block = &row[start..start + format.block_bytes()];
+    let sub = run % runs_per_block;
+    match format {
+        WeightFormat::Q8_0 => {
+            let d = half_at(block, 0);
+            Codes { q: std::array::from_fn(|i| block[2 + i] ^ 0x80), offset: 128, scale: [d, d], min: 0.0 }
+        }
+        WeightFormat::Q4_0 => {
+            let d = half_at(block, 0);
+            Codes { q: nibbles(&block[2..], 0), offset: 8, scale: [d, d], min: 0.0 }
+        }
+        WeightFormat::Q4K => {
+            let q = std::array::from_fn(|i| (block[16 + sub / 2 * 32 + i] >> (4 * (sub % 2))) & 15);
+            k_codes(block, sub, q)
+        }
+        WeightFormat::Q5K => {
+            let q = std::array::from_fn(|i| {
+                let low = (block[48 + sub / 2 * 32 + i] >> (4 * (sub % 2))) & 15;
+                low | ((block[16 + i] >> sub) & 1) << 4
+            });
+            k_codes(block, sub, q)
+        }
+        WeightFormat::Q6K => q6k_codes(block, sub),
+        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => unreachable!("dense formats have no codes"),
+    }
+}
+
+/// Sixteen bytes to thirty-two codes: low nibbles first, then high nibbles.
+fn nibbles(bytes: &[u8], from: usize) -> [u8; RUN] {
+    std::array::from_fn(|i| (bytes[from + i % 16] >> (4 * (i / 16))) & 15)
+}
+
+/// The 6-bit scale and minimum of sub-block `sub`, packed into twelve bytes.
+pub fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
+    if sub < 4 {
+        (packed[sub] & 63, packed[sub + 4] & 63)
+    } else {
+        let scale = (packed[sub + 4] & 15) | (packed[sub - 4] >> 6) << 4;
+        let min = (packed[sub + 4] >> 4) | (packed[sub] >> 6) << 4;
+        (scale, min)
+    }
+}
+
+fn k_codes(block: &[u8], sub: usize, q: [u8; RUN]) -> Codes {
+    let (scale, min) = k_scale_min(&block[4..16], sub);
+    let d = half_at(block, 0) * f32::from(scale);
+    Codes { q, offset: 0, scale: [d, d], min: half_at(block, 2) * f32::from(min) }
+}
+
+fn q6k_codes(block: &[u8], sub: usize) -> Codes {
+    // Each half of the block (128 weights) has 64 low bytes, 32 high bytes and 8 scales; its four runs share them.
+    let (part, run) = (sub / 4, sub % 4);
+    let low = &block[64 * part + 32 * (run % 2)..];
+    let high = &block[128 + 32 * part..];
+    let q = std::array::from_fn(|i| ((low[i] >> (4 * (run / 2))) & 15) | ((high[i] >> (2 * run)) & 3) << 4);
+    let d = half_at(block, 208);
+    let scale = |i: usize| d * f32::from(block[192 + 8 * part + 2 * run + i].cast_signed());
+    Codes { q, offset: 32, scale: [scale(0), scale(1)], min: 0.0 }
+}
+
+/// Dequantises (or widens) one row.
+///
+/// # Errors
+/// [`KernelError::Shape`] when `row` does not hold exactly `out.len()` weights.
+pub fn dequantise_row(format: WeightFormat, row: &[u8], out: &mut [f32]) -> Result<(), KernelError> {
+    let wanted = format.bytes_for(1, out.len()).unwrap_or(0);
+    crate::error::expect_len("dequantise_row", "row bytes", row.len(), wanted)?;
+    match format {
+        WeightFormat::F32 => {
+            for (o, b) in out.iter_mut().zip(row.chunks_exact(4)) {
+                *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        WeightFormat::F16 => {
+            for (o, b) in out.iter_mut().zip(row.chunks_exact(2)) {
+                *o = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        WeightFormat::Bf16 => {
+            for (o, b) in out.iter_mut().zip(row.chunks_exact(2)) {
+                *o = half::bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        _ => {
+            for (run, o) in out.chunks_exact_mut(RUN).enumerate() {
+                o.copy_from_slice(&codes(format, row, run).weights());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks for what no honest weight file holds: a length that is no whole number of blocks, NaN or infinite scales
+/// (quantised) or weights (dense).
+///
+/// # Errors
+/// [`KernelError::Format`] naming the first offending block.
+pub fn check(format: WeightFormat, bytes: &[u8]) -> Result<(), KernelError> {
+    let size = format.block_bytes();
+    if !bytes.len().is_multiple_of(size) {
+        let problem = format!("{} bytes are no whole number of {size}-byte blocks", bytes.len());
+        return Err(KernelError::Format { format: format.name(), problem });
+    }
+    // Exponent bits all set mean infinite or NaN.
+    let half_ok = |b: &[u8], at: usize| b[at + 1] & 0x7c != 0x7c;
+    let is_sound = |b: &[u8]| match format {
+        WeightFormat::F32 => u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 != 0x7f80_0000,
+        WeightFormat::Bf16 => u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80,
+        WeightFormat::F16 | WeightFormat::Q8_0 | WeightFormat::Q4_0 => half_ok(b, 0),
+        WeightFormat::Q4K | WeightFormat::Q5K => half_ok(b, 0) && half_ok(b, 2),
+        WeightFormat::Q6K => half_ok(b, 208),
+    };
+    match bytes.chunks_exact(size).position(|b| !is_sound(b)) {
+        None => Ok(()),
+        Some(index) => {
+            let problem = format!("block {index} holds a value that is not finite");
+            Err(KernelError::Format { format: format.name(), problem })
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Rotary positions, the optional norm of queries and keys before them, and storing keys and values in the cache.
+
+use crate::error::{expect_below, expect_len};
+use crate::{KernelError, KvLayer, PAD_SLOT, Pool, reference};
+
+/// Cosines and sines for every position and rotated pair.
+#[derive(Debug, Clone)]
+pub struct RopeTable {
+    half: usize,
+    cos_sin: Vec<f32>,
+}
+
+impl RopeTable {
+    /// Tabulates `attention_scale * cos/sin(position * inverse_frequency)`.
+    ///
+    /// Half-split ("NeoX") rotation as in Hugging Face's Llama and Qwen: element `i` pairs with element `i + half`,
+    /// where `half` is the number of frequencies. Elements from `2 * half` on are left alone (partial rotary).
+    pub fn new(inverse_frequencies: &[f32], attention_scale: f32, max_positions: usize) -> Self {
+        let half = inverse_frequencies.len();
+        let mut cos_sin = Vec::with_capacity(max_positions * half * 2);
+        for position in 0..max_positions {
+            // The angle is rounded to f32 as the reference implementations do; only then are sine and cosine taken.
+            let angle = |f: &f32| f64::from(position as f32 * f);
+            cos_sin.extend(inverse_frequencies.iter().map(|f| angle(f).cos() as f32 * attention_scale));
+            cos_sin.extend(inverse_frequencies.iter().map(|f| angle(f).sin() as f32 * attention_scale));
+        }
+        Self { half, cos_sin }
+    }
+
+    /// Number of rotated pairs.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Number of positions tabulated.
+    pub fn max_positions(&self) -> usize {
+        if self.half == 0 { usize::MAX } else { self.cos_sin.len() / (2 * self.half) }
+    }
+
+    /// Cosines and sines of one position.
+    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        self.cos_sin[position * 2 * self.half..(position + 1) * 2 * self.half].split_at(self.half)
+    }
+}
+
+/// Norm weights of queries and keys, applied a head at a time before the rotation.
+#[derive(Debug, Clone, Copy)]
+pub struct QkNorm<'a> {
+    /// Query norm weights, `[head_dim]`.
+    pub q: &'a [f32],
+    /// Key norm weights, `[head_dim]`.
+    pub k: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Inputs of [`rope_store`] beside the queries.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeStore<'a> {
+    /// New keys, `[tokens, kv_heads, head_dim]`.
+    pub k: &'a [f32],
+    /// New values, `[tokens, kv_heads, head_dim]`.
+    pub v: &'a [f32],
+    /// Position of each token in its sequence.
+    pub positions: &'a [u32],
+    /// `block_id * BLOCK_TOKENS + offset` of each token; [`PAD_SLOT`] rows are not stored.
+    pub slots: &'a [u32],
+    /// The rotation.
+    pub rope: &'a RopeTable,
+    /// The norm before it, if the model has one.
+    pub qk_norm: Option<QkNorm<'a>>,
+}
+
+/// Norms and rotates queries in place, norms and rotates keys, and stores keys and values in their cache slots.
+///
+/// # Shapes
+/// `q`: `[tokens, heads, head_dim]`, `heads` a multiple of the cache's `kv_heads`.
+/// # Errors
+/// [`KernelError::Shape`] or [`KernelError::Range`] when lengths, positions or slots do not fit; nothing is written.
+pub fn rope_store(_pool: &Pool, q: &mut [f32], input: &RopeStore, kv: &mut KvLayer) -> Result<(), KernelError> {
+    check(q.len(), input, kv)?;
+    reference::rope_store(q, input, kv);
+    Ok(())
+}
+
+fn check(q_len: usize, input: &RopeStore, kv: &KvLayer) -> Result<(), KernelError> {
+    const OP: &str = "rope_store";
+    let shape = kv.shape();
+    let tokens = input.positions.len();
+    let kv_len = tokens * shape.kv_heads * shape.head_dim;
+    expect_len(OP, "slots length", input.slots.len(), tokens)?;
+    expect_len(OP, "k length", input.k.len(), kv_len)?;
+    expect_len(OP, "v length", input.v.len(), kv_len)?;
+    if kv_len == 0 {
+        return expect_len(OP, "q length", q_len, 0);
+    }
+    if !q_len.is_multiple_of(kv_len) {
+        return Err(KernelError::Shape { op: OP, what: "q length (a multiple of k)", found: q_len, wanted: kv_len });
+    }
+    expect_below(OP, "rotated pairs", 2 * input.rope.half(), shape.head_dim + 1)?;
+    if let Some(norm) = input.qk_norm {
+        expect_len(OP, "q norm length", norm.q.len(), shape.head_dim)?;
+        expect_len(OP, "k norm length", norm.k.len(), shape.head_dim)?;
+    }
+    for &position in input.positions {
+        expect_below(OP, "position", position as usize, input.rope.max_positions())?;
+    }
+    for &slot in input.slots.iter().filter(|&&s| s != PAD_SLOT) {
+        expect_below(OP, "slot", slot as usize, kv.num_slots())?;
+    }
+    Ok(())
+}
