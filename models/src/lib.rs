@@ -1,1 +1,3 @@
 //! From model files on disk to logits.
+
+pub mod text;

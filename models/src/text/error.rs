@@ -1,0 +1,92 @@
+//! What can go wrong between text and token ids, each naming the file and the thing.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A tokenizer or one of its files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TextError {
+    /// A file that must be there could not be read.
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is larger than any real one of its kind.
+    #[error("`{}` is longer than the {limit} bytes a file of this kind may have", path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A JSON file does not have the form it must have.
+    #[error("`{file}` is not usable: {problem}")]
+    Json {
+        /// The file, as far as it is known.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The model folder holds no tokenizer this server can read.
+    #[error("`{}` holds no `tokenizer.json`", folder.display())]
+    NoTokenizer {
+        /// The model folder.
+        folder: PathBuf,
+    },
+    /// A part of the tokenizer is of a kind this server does not know.
+    #[error("{part} of kind `{kind}` is not supported")]
+    Unsupported {
+        /// Which part, for example `tokenizer decoder`.
+        part: &'static str,
+        /// The kind's name in the file.
+        kind: String,
+    },
+    /// Metadata arrays inside a GGUF contradict each other.
+    #[error("tokenizer metadata of the GGUF is not usable: {problem}")]
+    Gguf {
+        /// What is wrong.
+        problem: String,
+    },
+    /// Text could not be turned into token ids.
+    #[error("cannot tokenize: {problem}")]
+    Encode {
+        /// What the tokenizer reported.
+        problem: String,
+    },
+    /// The model's chat template does not compile.
+    #[error("chat template in {origin} is not usable")]
+    Template {
+        /// Where the template came from.
+        origin: String,
+        /// The compiler's complaint.
+        #[source]
+        source: TemplateError,
+    },
+}
+
+/// A chat template cannot be compiled or rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The template refused the messages through `raise_exception`: the client's mistake.
+    #[error("{message}")]
+    Raised {
+        /// The template's own words.
+        message: String,
+    },
+    /// Rendering used up its budget of steps, of bytes or of nesting.
+    #[error("chat template does not finish within its budget: {detail}")]
+    OutOfBudget {
+        /// Which budget.
+        detail: String,
+    },
+    /// The template itself is broken.
+    #[error("chat template is broken: {problem}")]
+    Broken {
+        /// The engine's message with the line.
+        problem: String,
+    },
+}
