@@ -1,0 +1,207 @@
+//! The way into the engine thread: a bounded queue of submissions, the wishes of handles, and the figures it shows.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::config::Config;
+use super::handle::{EngineTotals, SubmitError};
+use super::mailbox::Mailbox;
+use super::request::{Failure, Request};
+
+/// A request on its way to the engine thread.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    /// Name inside this engine, also the order of arrival.
+    pub(crate) serial: u64,
+    pub(crate) request: Request,
+    pub(crate) mailbox: Arc<Mailbox>,
+}
+
+/// State shared by the handles, the event streams and the engine thread.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Number of requests without their terminal event.
+    open: watch::Sender<usize>,
+    stopped: watch::Sender<bool>,
+    max_queue_requests: usize,
+    max_queue_tokens: usize,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    arrived: VecDeque<Submission>,
+    // Every request without a terminal event, so that all can be failed when the thread dies.
+    open: HashMap<u64, Arc<Mailbox>>,
+    next_serial: u64,
+    waiting_requests: usize,
+    waiting_tokens: usize,
+    retry_after: Duration,
+    is_poked: bool,
+    is_draining: bool,
+    is_stopping: bool,
+    is_stopped: bool,
+    fault: Option<String>,
+    totals: EngineTotals,
+}
+
+/// What the engine thread finds in its inbox.
+#[derive(Debug, Default)]
+pub(crate) struct Mail {
+    pub(crate) arrived: Vec<Submission>,
+    pub(crate) is_stopping: bool,
+}
+
+/// A glance at the shared state for `status`.
+#[derive(Debug, Clone)]
+pub(crate) struct Glance {
+    pub(crate) totals: EngineTotals,
+    pub(crate) open: usize,
+    pub(crate) is_draining: bool,
+    pub(crate) is_stopped: bool,
+    pub(crate) fault: Option<String>,
+}
+
+impl Inbox {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            state: Mutex::new(State { retry_after: Duration::from_secs(1), ..State::default() }),
+            changed: Condvar::new(),
+            open: watch::Sender::new(0),
+            stopped: watch::Sender::new(false),
+            max_queue_requests: config.max_queue_requests,
+            max_queue_tokens: config.max_queue_tokens,
+        }
+    }
+
+    /// Queues a request and returns its mailbox.
+    ///
+    /// # Errors
+    /// `QueueFull`, `Draining` or `Stopped`; nothing is queued then.
+    pub(crate) fn submit(&self, request: Request) -> Result<Arc<Mailbox>, SubmitError> {
+        let mut state = self.lock();
+        if state.is_stopped || state.is_stopping {
+            return Err(SubmitError::Stopped);
+        }
+        if state.is_draining {
+            return Err(SubmitError::Draining);
+        }
+        let tokens = request.prompt.len();
+        let is_full = state.waiting_requests >= self.max_queue_requests
+            || state.waiting_requests > 0 && state.waiting_tokens + tokens > self.max_queue_tokens;
+        if is_full {
+            return Err(SubmitError::QueueFull { retry_after: state.retry_after });
+        }
+        state.waiting_requests += 1;
+        state.waiting_tokens += tokens;
+        let serial = state.next_serial;
+        state.next_serial += 1;
+        let mailbox = Arc::new(Mailbox::default());
+        state.open.insert(serial, Arc::clone(&mailbox));
+        self.open.send_replace(state.open.len());
+        state.arrived.push_back(Submission { serial, request, mailbox: Arc::clone(&mailbox) });
+        drop(state);
+        self.changed.notify_one();
+        Ok(mailbox)
+    }
+
+    /// Makes the engine thread look at grants and cancellations.
+    pub(crate) fn poke(&self) {
+        self.lock().is_poked = true;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn drain(&self) {
+        self.lock().is_draining = true;
+    }
+
+    pub(crate) fn stop(&self) {
+        self.lock().is_stopping = true;
+        self.changed.notify_one();
+    }
+
+    /// Takes what has arrived; waits up to `patience` when nothing has.
+    pub(crate) fn take(&self, patience: Duration) -> Mail {
+        let state = self.lock();
+        let (mut state, _) = self
+            .changed
+            .wait_timeout_while(state, patience, |state| {
+                !state.is_poked && !state.is_stopping && state.arrived.is_empty()
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        state.is_poked = false;
+        Mail { arrived: state.arrived.drain(..).collect(), is_stopping: state.is_stopping }
+    }
+
+    /// Records that a request has left the queue, for the batch or for good.
+    pub(crate) fn left_queue(&self, prompt_tokens: usize) {
+        let mut state = self.lock();
+        state.waiting_requests = state.waiting_requests.saturating_sub(1);
+        state.waiting_tokens = state.waiting_tokens.saturating_sub(prompt_tokens);
+    }
+
+    /// Records that a request has its terminal event.
+    pub(crate) fn closed(&self, serial: u64) {
+        let mut state = self.lock();
+        state.open.remove(&serial);
+        self.open.send_replace(state.open.len());
+    }
+
+    /// Shows the figures of the last step.
+    pub(crate) fn publish(&self, totals: EngineTotals, retry_after: Duration) {
+        let mut state = self.lock();
+        state.totals = totals;
+        state.retry_after = retry_after;
+    }
+
+    /// Records a fault that makes the engine unhealthy; the first one stays.
+    pub(crate) fn report_fault(&self, fault: String) {
+        self.lock().fault.get_or_insert(fault);
+    }
+
+    /// Ends everything: no more submissions, every open request fails. Called by the thread as its last act.
+    pub(crate) fn close(&self, failure: Failure) {
+        let mut state = self.lock();
+        state.is_stopped = true;
+        state.arrived.clear();
+        let open = std::mem::take(&mut state.open);
+        (state.waiting_requests, state.waiting_tokens) = (0, 0);
+        drop(state);
+        for mailbox in open.values() {
+            mailbox.fail(failure);
+        }
+        self.open.send_replace(0);
+        self.stopped.send_replace(true);
+    }
+
+    pub(crate) fn glance(&self) -> Glance {
+        let state = self.lock();
+        Glance {
+            totals: EngineTotals { queued_requests: state.waiting_requests, ..state.totals },
+            open: state.open.len(),
+            is_draining: state.is_draining,
+            is_stopped: state.is_stopped,
+            fault: state.fault.clone(),
+        }
+    }
+
+    /// Waits until no request is open.
+    pub(crate) async fn all_closed(&self) {
+        // The sender lives in `self`, so the channel cannot close during the wait.
+        let _ = self.open.subscribe().wait_for(|&open| open == 0).await;
+    }
+
+    /// Waits until the thread has ended.
+    pub(crate) async fn has_stopped(&self) {
+        let _ = self.stopped.subscribe().wait_for(|&stopped| stopped).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each change under the lock is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
