@@ -1,0 +1,74 @@
+//! The seam between the engine and a loaded model: a batch goes in, logits come out.
+
+use millgate_kernels::KernelError;
+
+use crate::batch::Batch;
+
+/// A loaded model that computes one step at a time.
+///
+/// A row's logits depend on its own tokens and context only: never on what else is in the batch, nor on how a prompt
+/// was cut into steps.
+pub trait Model: Send {
+    /// Sizes and limits, fixed at load.
+    fn spec(&self) -> &ModelSpec;
+
+    /// Computes one step and returns the logits of the batch's output rows.
+    ///
+    /// # Shapes
+    /// `[output_rows.len(), vocab_size]`, contiguous, valid until the next call.
+    /// # Errors
+    /// [`ForwardError::Batch`] for a batch outside the spec; the cache is then untouched.
+    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError>;
+
+    /// Copies the keys and values of one block to another, in every layer.
+    fn copy_block(&mut self, from: u32, to: u32);
+}
+
+/// Sizes and limits of a loaded model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// Family name as in the model's files, such as `llama` or `qwen3`.
+    pub architecture: String,
+    /// Logits a row; at least the tokenizer's vocabulary.
+    pub vocab_size: usize,
+    /// Longest sequence, prompt and completion together, in tokens.
+    pub context_window: usize,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Bytes that one block of `BLOCK_TOKENS` tokens takes over all layers, keys and values.
+    pub kv_bytes_per_block: usize,
+    /// Blocks of the cache; ids are below this.
+    pub num_blocks: usize,
+    /// Most tokens in one batch.
+    pub max_step_tokens: usize,
+    /// Most output rows in one batch.
+    pub max_output_rows: usize,
+    /// Weights counted as the model's author counts them (a tied head once).
+    pub parameters: u64,
+    /// Bytes that the weights take in memory.
+    pub weight_bytes: u64,
+}
+
+/// Why a step could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The batch does not fit the model: a bug of the caller.
+    #[error("batch is malformed: {what} is {found}, limit {limit}")]
+    Batch {
+        /// What does not fit.
+        what: &'static str,
+        /// Its value in the batch.
+        found: usize,
+        /// The value it must have or stay within.
+        limit: usize,
+    },
+    /// A kernel refused its inputs.
+    #[error("forward pass failed in {operation}")]
+    Kernel {
+        /// Operation of the forward pass.
+        operation: &'static str,
+        /// The kernel's own message.
+        #[source]
+        source: KernelError,
+    },
+}

@@ -1,0 +1,71 @@
+//! What the caller decides about a load, and what a load will take.
+
+use std::fmt;
+use std::sync::Arc;
+
+use millgate_kernels::{KvDtype, Pool};
+
+/// What the caller decides about a load.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// The process's one thread pool.
+    pub pool: Arc<Pool>,
+    /// Blocks of the KV cache.
+    pub num_blocks: usize,
+    /// Most tokens in one step: sizes the activations.
+    pub max_step_tokens: usize,
+    /// Most rows a step returns logits for.
+    pub max_output_rows: usize,
+    /// Element type of the KV cache.
+    pub kv_dtype: KvDtypeChoice,
+    /// A context window smaller than the model's own, in tokens; the model's own when absent.
+    pub context_window: Option<usize>,
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("LoadOptions")
+            .field("num_blocks", &self.num_blocks)
+            .field("max_step_tokens", &self.max_step_tokens)
+            .field("max_output_rows", &self.max_output_rows)
+            .field("kv_dtype", &self.kv_dtype)
+            .field("context_window", &self.context_window)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which element type the KV cache gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvDtypeChoice {
+    /// f32 for models in f32, bf16 for all others.
+    #[default]
+    Auto,
+    /// 4 bytes an element.
+    F32,
+    /// 2 bytes an element.
+    Bf16,
+}
+
+impl KvDtypeChoice {
+    /// The type for a model whose weights are, or are not, f32.
+    pub fn resolve(self, weights_are_f32: bool) -> KvDtype {
+        match self {
+            Self::F32 => KvDtype::F32,
+            Self::Bf16 => KvDtype::Bf16,
+            Self::Auto if weights_are_f32 => KvDtype::F32,
+            Self::Auto => KvDtype::Bf16,
+        }
+    }
+}
+
+/// Memory that a load will take, known before anything heavy is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights as they will lie in memory.
+    pub weight_bytes: u64,
+    /// Activations and position tables for the options' step size and context window.
+    pub workspace_bytes: u64,
+    /// One block of the KV cache over all layers.
+    pub kv_bytes_per_block: u64,
+}
