@@ -1,7 +1,7 @@
 //! CPU operations of Millgate: slices in, slices out.
 //!
 //! This file is the list of operations. Each one checks its shapes, then hands rows to the implementation
-//! picked once for this machine. The plain scalar version of every operation, its specification,
+//! picked once for this machine (see [`Level`]). The plain scalar version of every operation, its specification,
 //! is in [`reference`].
 //!
 //! | operation | what it does |
@@ -17,12 +17,15 @@
 
 mod activation;
 mod attention;
+mod cpu;
 mod error;
 mod format;
 mod kv;
 mod linear;
+mod memory;
 mod norm;
 mod packed;
+mod panels;
 mod pool;
 pub mod quant;
 pub mod reference;
@@ -30,6 +33,7 @@ mod rope;
 
 pub use activation::silu_mul;
 pub use attention::{AttentionBatch, SequenceSpan, paged_attention};
+pub use cpu::Level;
 pub use error::KernelError;
 pub use format::WeightFormat;
 pub use kv::{BLOCK_TOKENS, KvDtype, KvLayer, KvShape, PAD_SLOT};

@@ -1,7 +1,13 @@
 //! A weight matrix, packed once at load time for the way [`crate::linear`] reads it.
 
 use crate::error::{expect_below, expect_len};
-use crate::{KernelError, WeightFormat, quant};
+use crate::memory::HugeBuffer;
+use crate::panels::{panel_bytes, panel_rows, read_dense, read_run, write_row};
+use crate::quant::RUN;
+use crate::{KernelError, WeightFormat};
+
+/// From this many bytes on, packing is shared among threads.
+const SHARE_FROM_BYTES: usize = 4 << 20;
 
 /// One matrix of several to be packed as one.
 #[derive(Debug, Clone, Copy)]
@@ -12,21 +18,24 @@ pub struct PackedPart<'a> {
     pub source: &'a [u8],
 }
 
-/// Weights of `[rows = outputs, cols = inputs]`.
+/// Weights of `[rows = outputs, cols = inputs]`, in panels on huge pages.
 #[derive(Debug)]
 pub struct PackedMatrix {
     format: WeightFormat,
     rows: usize,
     cols: usize,
-    data: Vec<u8>,
+    panel_bytes: usize,
+    data: HugeBuffer,
 }
 
 impl PackedMatrix {
     /// Packs a row-major matrix as found in safetensors files (dense) or GGUF files (blocks).
     ///
+    /// Values are not looked at: see [`crate::quant::check`] for scales that are no numbers.
+    ///
     /// # Errors
     /// [`KernelError::Format`] when `cols` is no whole number of blocks, [`KernelError::Shape`] when `source` has
-    /// another length than the shape needs.
+    /// another length than the shape needs, [`KernelError::Alloc`] without memory.
     pub fn pack(format: WeightFormat, rows: usize, cols: usize, source: &[u8]) -> Result<Self, KernelError> {
         Self::stack(format, cols, &[PackedPart { rows, source }])
     }
@@ -36,18 +45,26 @@ impl PackedMatrix {
     /// # Errors
     /// As [`PackedMatrix::pack`], for any of the parts.
     pub fn stack(format: WeightFormat, cols: usize, parts: &[PackedPart]) -> Result<Self, KernelError> {
-        let mut data = Vec::new();
-        let mut rows = 0;
+        let row_bytes = format.bytes_for(1, cols).ok_or_else(|| KernelError::Format {
+            format: format.name(),
+            problem: format!("{cols} columns are no whole number of blocks of {}", format.block_weights()),
+        })?;
+        let mut sources = Vec::new();
         for part in parts {
-            let wanted = format.bytes_for(part.rows, cols).ok_or_else(|| KernelError::Format {
-                format: format.name(),
-                problem: format!("{cols} columns are no whole number of blocks of {}", format.block_weights()),
-            })?;
+            let wanted = row_bytes.checked_mul(part.rows).ok_or(KernelError::Alloc { bytes: usize::MAX })?;
             expect_len("pack", "source bytes", part.source.len(), wanted)?;
-            rows += part.rows;
-            data.extend_from_slice(part.source);
+            // A matrix without inputs has rows without bytes: nothing to write.
+            sources.extend(part.source.chunks_exact(row_bytes.max(1)));
         }
-        Ok(Self { format, rows, cols, data })
+        let rows = parts.iter().map(|p| p.rows).sum::<usize>();
+        let overflow = KernelError::Alloc { bytes: usize::MAX };
+        let panel_bytes = panel_bytes(format, cols).ok_or(overflow.clone())?;
+        let bytes = panel_bytes.checked_mul(rows.div_ceil(panel_rows(format))).ok_or(overflow)?;
+        let mut data = HugeBuffer::zeroed(bytes)?;
+        if panel_bytes > 0 {
+            write_panels(format, &sources, panel_bytes, data.bytes_mut());
+        }
+        Ok(Self { format, rows, cols, panel_bytes, data })
     }
 
     /// Number of outputs.
@@ -70,8 +87,14 @@ impl PackedMatrix {
         self.format
     }
 
-    pub(crate) fn data(&self) -> &[u8] {
-        &self.data
+    /// Bytes from one panel to the next.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        self.panel_bytes
+    }
+
+    /// All panels, one after the other.
+    pub(crate) fn panels(&self) -> &[u8] {
+        self.data.bytes()
     }
 
     /// Writes row `index` as floats: the embedding look-up, also of tied heads.
@@ -81,7 +104,40 @@ impl PackedMatrix {
     pub fn row(&self, index: usize, out: &mut [f32]) -> Result<(), KernelError> {
         expect_below("row", "row", index, self.rows)?;
         expect_len("row", "out length", out.len(), self.cols)?;
-        let size = self.format.bytes_for(1, self.cols).expect("checked when packed");
-        quant::dequantise_row(self.format, &self.data[index * size..(index + 1) * size], out)
+        let (panel, lane) = (index / panel_rows(self.format), index % panel_rows(self.format));
+        let panel = &self.panels()[panel * self.panel_bytes..(panel + 1) * self.panel_bytes];
+        if self.format.is_quantised() {
+            let runs = self.cols / RUN;
+            for (run, out) in out.chunks_exact_mut(RUN).enumerate() {
+                let raw = read_run(self.format, panel, lane, run, runs);
+                out.copy_from_slice(&raw.decoded(self.format).weights());
+            }
+        } else {
+            for (input, out) in out.iter_mut().enumerate() {
+                *out = read_dense(self.format, panel, lane, input);
+            }
+        }
+        Ok(())
     }
+}
+
+fn write_panels(format: WeightFormat, sources: &[&[u8]], panel_bytes: usize, data: &mut [u8]) {
+    let rows = panel_rows(format);
+    let write = |panels: &mut [u8], sources: &[&[u8]]| {
+        for (panel, sources) in panels.chunks_exact_mut(panel_bytes).zip(sources.chunks(rows)) {
+            for (lane, row) in sources.iter().enumerate() {
+                write_row(format, panel, lane, row);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    if data.len() < SHARE_FROM_BYTES || threads == 1 {
+        return write(data, sources);
+    }
+    let share = (data.len() / panel_bytes).div_ceil(threads);
+    std::thread::scope(|scope| {
+        for (panels, sources) in data.chunks_mut(share * panel_bytes).zip(sources.chunks(share * rows)) {
+            scope.spawn(move || write(panels, sources));
+        }
+    });
 }

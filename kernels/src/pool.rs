@@ -3,6 +3,7 @@
 //! A forward pass runs hundreds of operations a few microseconds apart, so idle threads spin for a moment before they
 //! sleep, and an operation never waits for a sleeper: whoever is awake takes the parts.
 
+use crate::Level;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::num::NonZeroUsize;
@@ -33,6 +34,8 @@ pub struct Pool {
     /// Held while a job runs: callers from several threads take turns.
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
+    /// INVARIANT: this machine has it. Every call of a kernel relies on that.
+    level: Level,
 }
 
 struct Shared {
@@ -67,6 +70,15 @@ impl std::fmt::Debug for Shared {
 impl Pool {
     /// Starts a pool of `threads` threads (at least one), the caller of [`Pool::run`] counted as one of them.
     pub fn new(threads: usize) -> Self {
+        Self::with_level(threads, Level::of_this_machine()).expect("the level was just found on this machine")
+    }
+
+    /// As [`Pool::new`], with slower instructions than the machine has: for tests and comparisons. `None` when the
+    /// machine lacks them.
+    pub fn with_level(threads: usize, level: Level) -> Option<Self> {
+        if !level.is_available() {
+            return None;
+        }
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
@@ -83,13 +95,18 @@ impl Pool {
             std::thread::Builder::new().name(format!("kernel-{index}")).spawn(body).ok()
         };
         let workers = (1..threads.min(OPEN as usize)).map_while(start).collect();
-        Self { shared, turn: Mutex::new(()), workers }
+        Some(Self { shared, turn: Mutex::new(()), workers, level })
     }
 
     /// Starts a pool with as many threads as this process may keep busy: its CPU affinity, and its cgroup's quota (both
     /// versions) rounded down.
     pub fn for_this_machine() -> Self {
         Self::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
+    }
+
+    /// The instruction set operations of this pool use.
+    pub fn level(&self) -> Level {
+        self.level
     }
 
     /// How many threads work on an operation.

@@ -33,8 +33,19 @@ impl Codes {
     }
 }
 
-fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+fn half_at(bytes: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// Thirty-two consecutive weights as stored: codes, block scales and the small scales beside them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RawCodes {
+    pub(crate) q: [u8; RUN],
+    pub(crate) d: f16,
+    pub(crate) d_min: f16,
+    /// Of each half; 1 where the format has none; signed in `Q6K`.
+    pub(crate) scale: [u8; 2],
+    pub(crate) min: u8,
 }
 
 /// Decodes run `run` (32 weights) of a quantised row.
@@ -42,42 +53,84 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 /// # Shapes
 /// `row`: whole blocks of `format`; `run < weights / 32`. Panics otherwise, and for dense formats: a caller's bug.
 pub fn codes(format: WeightFormat, row: &[u8], run: usize) -> Codes {
-    let runs_per_block = format.block_weights() / RUN;
-    let start = run / runs_per_block * format.block_bytes();
-    let block = &row[start..start + format.block_bytes()];
-    let sub = run % runs_per_block;
-    match format {
-        WeightFormat::Q8_0 => {
-            let d = half_at(block, 0);
-            Codes { q: std::array::from_fn(|i| block[2 + i] ^ 0x80), offset: 128, scale: [d, d], min: 0.0 }
+    RawCodes::of(format, row, run).decoded(format)
+}
+
+impl RawCodes {
+    /// Run `run` of a row as on disk.
+    pub(crate) fn of(format: WeightFormat, row: &[u8], run: usize) -> Self {
+        let runs_per_block = format.block_weights() / RUN;
+        let start = run / runs_per_block * format.block_bytes();
+        let block = &row[start..start + format.block_bytes()];
+        let sub = run % runs_per_block;
+        match format {
+            WeightFormat::Q8_0 => Self::plain(block, std::array::from_fn(|i| block[2 + i] ^ 0x80)),
+            WeightFormat::Q4_0 => {
+                Self::plain(block, std::array::from_fn(|i| (block[2 + i % 16] >> (4 * (i / 16))) & 15))
+            }
+            WeightFormat::Q4K => {
+                let q = std::array::from_fn(|i| (block[16 + sub / 2 * 32 + i] >> (4 * (sub % 2))) & 15);
+                Self::with_min(block, sub, q)
+            }
+            WeightFormat::Q5K => {
+                let q = std::array::from_fn(|i| {
+                    let low = (block[48 + sub / 2 * 32 + i] >> (4 * (sub % 2))) & 15;
+                    low | ((block[16 + i] >> sub) & 1) << 4
+                });
+                Self::with_min(block, sub, q)
+            }
+            WeightFormat::Q6K => Self::six_bits(block, sub),
+            WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => unreachable!("dense formats have no codes"),
         }
-        WeightFormat::Q4_0 => {
-            let d = half_at(block, 0);
-            Codes { q: nibbles(&block[2..], 0), offset: 8, scale: [d, d], min: 0.0 }
+    }
+
+    fn plain(block: &[u8], q: [u8; RUN]) -> Self {
+        Self { q, d: half_at(block, 0), d_min: f16::ZERO, scale: [1, 1], min: 0 }
+    }
+
+    fn with_min(block: &[u8], sub: usize, q: [u8; RUN]) -> Self {
+        let (scale, min) = k_scale_min(&block[4..16], sub);
+        Self { q, d: half_at(block, 0), d_min: half_at(block, 2), scale: [scale, scale], min }
+    }
+
+    fn six_bits(block: &[u8], sub: usize) -> Self {
+        // Each half of the block (128 weights) has 64 low bytes, 32 high bytes and 8 scales; its four runs share them.
+        let (part, run) = (sub / 4, sub % 4);
+        let low = &block[64 * part + 32 * (run % 2)..];
+        let high = &block[128 + 32 * part..];
+        let q = std::array::from_fn(|i| ((low[i] >> (4 * (run / 2))) & 15) | ((high[i] >> (2 * run)) & 3) << 4);
+        let scale = std::array::from_fn(|half| block[192 + 8 * part + 2 * run + half]);
+        Self { q, d: half_at(block, 208), d_min: f16::ZERO, scale, min: 0 }
+    }
+
+    /// Multiplies the scales out.
+    pub(crate) fn decoded(&self, format: WeightFormat) -> Codes {
+        let d = self.d.to_f32();
+        let scale = |half: usize| match format {
+            WeightFormat::Q6K => d * f32::from(self.scale[half].cast_signed()),
+            _ => d * f32::from(self.scale[half]),
+        };
+        Codes {
+            q: self.q,
+            offset: offset(format),
+            scale: [scale(0), scale(1)],
+            min: self.d_min.to_f32() * f32::from(self.min),
         }
-        WeightFormat::Q4K => {
-            let q = std::array::from_fn(|i| (block[16 + sub / 2 * 32 + i] >> (4 * (sub % 2))) & 15);
-            k_codes(block, sub, q)
-        }
-        WeightFormat::Q5K => {
-            let q = std::array::from_fn(|i| {
-                let low = (block[48 + sub / 2 * 32 + i] >> (4 * (sub % 2))) & 15;
-                low | ((block[16 + i] >> sub) & 1) << 4
-            });
-            k_codes(block, sub, q)
-        }
-        WeightFormat::Q6K => q6k_codes(block, sub),
-        WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => unreachable!("dense formats have no codes"),
     }
 }
 
-/// Sixteen bytes to thirty-two codes: low nibbles first, then high nibbles.
-fn nibbles(bytes: &[u8], from: usize) -> [u8; RUN] {
-    std::array::from_fn(|i| (bytes[from + i % 16] >> (4 * (i / 16))) & 15)
+/// What a code of weight zero is, before the minimum.
+pub(crate) const fn offset(format: WeightFormat) -> u8 {
+    match format {
+        WeightFormat::Q8_0 => 128,
+        WeightFormat::Q4_0 => 8,
+        WeightFormat::Q6K => 32,
+        _ => 0,
+    }
 }
 
 /// The 6-bit scale and minimum of sub-block `sub`, packed into twelve bytes.
-pub fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
+fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         (packed[sub] & 63, packed[sub + 4] & 63)
     } else {
@@ -85,23 +138,6 @@ pub fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
         let min = (packed[sub + 4] >> 4) | (packed[sub] >> 6) << 4;
         (scale, min)
     }
-}
-
-fn k_codes(block: &[u8], sub: usize, q: [u8; RUN]) -> Codes {
-    let (scale, min) = k_scale_min(&block[4..16], sub);
-    let d = half_at(block, 0) * f32::from(scale);
-    Codes { q, offset: 0, scale: [d, d], min: half_at(block, 2) * f32::from(min) }
-}
-
-fn q6k_codes(block: &[u8], sub: usize) -> Codes {
-    // Each half of the block (128 weights) has 64 low bytes, 32 high bytes and 8 scales; its four runs share them.
-    let (part, run) = (sub / 4, sub % 4);
-    let low = &block[64 * part + 32 * (run % 2)..];
-    let high = &block[128 + 32 * part..];
-    let q = std::array::from_fn(|i| ((low[i] >> (4 * (run / 2))) & 15) | ((high[i] >> (2 * run)) & 3) << 4);
-    let d = half_at(block, 208);
-    let scale = |i: usize| d * f32::from(block[192 + 8 * part + 2 * run + i].cast_signed());
-    Codes { q, offset: 32, scale: [scale(0), scale(1)], min: 0.0 }
 }
 
 /// Dequantises (or widens) one row.

@@ -1,0 +1,2 @@
+//! Speed of every operation, after a check of its answer.
+fn main() {}

@@ -1,0 +1,107 @@
+//! Lays activation rows out for the kernels: side by side, rounded to bf16 or to scaled bytes where the weights ask.
+
+use super::by_level;
+use super::lanes::to_bf16;
+use super::tile::{RUN_WORDS, XPacking};
+use crate::WeightFormat;
+use crate::quant::{RUN, offset};
+
+/// The rows of one tile and how they are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ActivationRows<'a> {
+    /// `[rows, cols]`, at most `m` rows; the missing ones become zero.
+    pub(crate) x: &'a [f32],
+    /// Inputs of a row.
+    pub(crate) cols: usize,
+    /// Rows side by side in the tile.
+    pub(crate) m: usize,
+    /// Layout wanted.
+    pub(crate) packing: XPacking,
+    /// Format of the weights.
+    pub(crate) format: WeightFormat,
+}
+
+by_level! {
+    /// Fills `tile`, `m * packing.words_per_row(cols)` words, with the rows of `input`.
+    pub(crate) fn pack_activations(input: &ActivationRows<'_>, tile: &mut [u32]) = pack
+}
+
+#[inline(always)]
+fn pack(input: &ActivationRows<'_>, tile: &mut [u32]) {
+    if input.x.len() < input.m * input.cols || !input.cols.is_multiple_of(2) {
+        tile.fill(0);
+    }
+    for (r, x) in input.x.chunks_exact(input.cols).enumerate() {
+        let tile = &mut tile[r..];
+        match input.packing {
+            XPacking::F32 => place(x.iter().map(|v| v.to_bits()), tile, input.m),
+            XPacking::Bf16AsF32 => place(x.iter().map(|v| u32::from(to_bf16(*v)) << 16), tile, input.m),
+            XPacking::Bf16Pairs => {
+                let (pairs, odd) = x.as_chunks::<2>();
+                let pair = |a: f32, b: f32| u32::from(to_bf16(a)) | u32::from(to_bf16(b)) << 16;
+                let odd = odd.iter().map(|&v| pair(v, 0.0));
+                place(pairs.iter().map(|&[a, b]| pair(a, b)).chain(odd), tile, input.m);
+            }
+            XPacking::Bytes => pack_bytes(x, input.format, tile, input.m),
+        }
+    }
+}
+
+#[inline(always)]
+fn place(words: impl Iterator<Item = u32>, tile: &mut [u32], m: usize) {
+    if m == 1 {
+        for (cell, word) in tile.iter_mut().zip(words) {
+            *cell = word;
+        }
+    } else {
+        for (cell, word) in tile.iter_mut().step_by(m).zip(words) {
+            *cell = word;
+        }
+    }
+}
+
+#[inline(always)]
+fn pack_bytes(x: &[f32], format: WeightFormat, tile: &mut [u32], m: usize) {
+    let (runs, _) = x.as_chunks::<RUN>();
+    for (x, tile) in runs.iter().zip(tile.chunks_mut(RUN_WORDS * m)) {
+        let (codes, scale) = quantise(x);
+        let mut sums = [0i32; 2];
+        for i in 0..RUN / 2 {
+            sums[0] += i32::from(codes[i]);
+            sums[1] += i32::from(codes[RUN / 2 + i]);
+        }
+        for g in 0..RUN / 4 {
+            let byte = |i: usize| codes[4 * g + i].cast_unsigned();
+            tile[g * m] = u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)]);
+        }
+        tile[8 * m] = scale.to_bits();
+        // Codes are unsigned: what `offset` adds to every product is taken off by starting the sum below zero.
+        let start = |sum: i32| (-i32::from(offset(format)) * sum).cast_unsigned();
+        match format {
+            WeightFormat::Q4K | WeightFormat::Q5K => tile[9 * m] = ((sums[0] + sums[1]) as f32 * scale).to_bits(),
+            WeightFormat::Q6K => {
+                tile[9 * m] = start(sums[0]);
+                tile[10 * m] = start(sums[1]);
+            }
+            _ => tile[9 * m] = start(sums[0] + sums[1]),
+        }
+    }
+}
+
+/// As [`crate::reference::quantise_run`].
+#[inline(always)]
+fn quantise(x: &[f32; RUN]) -> ([i8; RUN], f32) {
+    let mut peak_bits = 0u32;
+    for v in x {
+        let bits = v.to_bits() & 0x7fff_ffff;
+        peak_bits = if bits > peak_bits { bits } else { peak_bits };
+    }
+    let peak = f32::from_bits(peak_bits);
+    if peak < 1e-30 {
+        return ([0; RUN], 0.0);
+    }
+    let inverse = 127.0 / peak;
+    // Adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low bits.
+    let code = |v: f32| ((v * inverse + 12_582_912.0).to_bits() as u8).cast_signed();
+    (std::array::from_fn(|i| code(x[i])), peak / 127.0)
+}

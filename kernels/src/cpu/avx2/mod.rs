@@ -1,0 +1,7 @@
+//! AVX2 kernels: eight outputs a register.
+
+mod dense;
+mod quantised;
+mod select;
+
+pub(super) use select::{f32_tile, kernel};

@@ -1,0 +1,216 @@
+//! AVX-512 products with f32, f16 and bf16 weights. A panel holds 32 outputs: two registers a step.
+
+use crate::cpu::{Out, StridedTile, TileInput};
+use std::arch::x86_64::*;
+
+/// One dense weight format: how many inputs a step covers and how a step is added.
+pub(super) trait Weights {
+    /// Sixteen outputs' weights of one step.
+    type Loaded: Copy;
+    /// Inputs of one step.
+    const INPUTS: usize;
+    /// Bytes of sixteen outputs in one step.
+    const BYTES: usize;
+    /// Words of activations a row and step take.
+    const WORDS: usize;
+    /// # Safety
+    /// AVX-512 F and BW; `BYTES` readable bytes.
+    unsafe fn load(w: *const u8) -> Self::Loaded;
+    /// # Safety
+    /// AVX-512 F and BW (bf16 dot products for [`Bf16Dot`]); `x` has `WORDS` readable words, `m` apart.
+    unsafe fn add(acc: __m512, w: Self::Loaded, x: *const u32, m: usize) -> __m512;
+}
+
+/// f32 weights.
+pub(super) struct F32;
+/// f16 weights, widened to f32.
+pub(super) struct F16;
+/// bf16 weights, widened to f32, for machines without bf16 dot products.
+pub(super) struct Bf16Wide;
+/// bf16 weights in bf16 dot products.
+pub(super) struct Bf16Dot;
+
+// SAFETY (all of the methods below): loads and intrinsics are covered by the trait's contract.
+impl Weights for F32 {
+    type Loaded = __m512;
+    const INPUTS: usize = 1;
+    const BYTES: usize = 64;
+    const WORDS: usize = 1;
+    #[inline(always)]
+    unsafe fn load(w: *const u8) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_loadu_ps(w.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512, x: *const u32, _m: usize) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_fmadd_ps(_mm512_set1_ps(x.cast::<f32>().read()), w, acc) }
+    }
+}
+
+impl Weights for F16 {
+    type Loaded = __m512;
+    const INPUTS: usize = 1;
+    const BYTES: usize = 32;
+    const WORDS: usize = 1;
+    #[inline(always)]
+    unsafe fn load(w: *const u8) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(w.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512, x: *const u32, m: usize) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { F32::add(acc, w, x, m) }
+    }
+}
+
+impl Weights for Bf16Wide {
+    type Loaded = (__m512, __m512);
+    const INPUTS: usize = 2;
+    const BYTES: usize = 64;
+    const WORDS: usize = 2;
+    #[inline(always)]
+    unsafe fn load(w: *const u8) -> Self::Loaded {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let pair = _mm512_loadu_si512(w.cast());
+            let odd = _mm512_and_si512(pair, _mm512_set1_epi32(0xffff_0000u32.cast_signed()));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pair)), _mm512_castsi512_ps(odd))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: Self::Loaded, x: *const u32, m: usize) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { F32::add(F32::add(acc, w.0, x, m), w.1, x.add(m), m) }
+    }
+}
+
+impl Weights for Bf16Dot {
+    type Loaded = __m512i;
+    const INPUTS: usize = 2;
+    const BYTES: usize = 64;
+    const WORDS: usize = 1;
+    #[inline(always)]
+    unsafe fn load(w: *const u8) -> __m512i {
+        // SAFETY: the trait's contract.
+        unsafe { _mm512_loadu_si512(w.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add(acc: __m512, w: __m512i, x: *const u32, _m: usize) -> __m512 {
+        // SAFETY: the trait's contract; both types are 512 bits of bf16 pairs.
+        unsafe {
+            let x = _mm512_set1_epi32(x.cast::<i32>().read());
+            _mm512_dpbf16_ps(
+                acc,
+                std::mem::transmute::<__m512i, __m512bh>(w),
+                std::mem::transmute::<__m512i, __m512bh>(x),
+            )
+        }
+    }
+}
+
+/// `M` rows times `V` registers of outputs: one panel (2) or two (4).
+///
+/// # Safety
+/// As [`crate::cpu::tile::TileFn`], for a level that has `W`'s instructions.
+#[inline(always)]
+pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise: panels hold two registers for every step, `x` holds `M` rows of words for every
+    // step, `y` holds `out.rows` rows of `out.lanes` floats; stores are masked to those.
+    unsafe {
+        let mut acc = [[_mm512_setzero_ps(); V]; M];
+        if out.resumes {
+            for (m, row) in acc.iter_mut().enumerate().take(out.rows) {
+                for (v, sum) in row.iter_mut().enumerate() {
+                    *sum = _mm512_maskz_loadu_ps(lanes_of(out.lanes, v), out.y.add(m * out.stride + v * 16));
+                }
+            }
+        }
+        let first = input.from / W::INPUTS;
+        let last = input.to.div_ceil(W::INPUTS);
+        let mut w = input.panel.add(first * 2 * W::BYTES);
+        let mut x = input.x.add(first * W::WORDS * M);
+        for _ in first..last {
+            if M <= 2 {
+                for v in 0..V {
+                    let ahead = w.wrapping_add(v / 2 * input.panel_bytes + v % 2 * W::BYTES + 4096);
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                }
+            }
+            let loaded: [W::Loaded; V] =
+                std::array::from_fn(|v| W::load(w.add(v / 2 * input.panel_bytes + v % 2 * W::BYTES)));
+            for (m, row) in acc.iter_mut().enumerate() {
+                for v in 0..V {
+                    row[v] = W::add(row[v], loaded[v], x.add(m), M);
+                }
+            }
+            w = w.add(2 * W::BYTES);
+            x = x.add(W::WORDS * M);
+        }
+        for (m, row) in acc.iter().enumerate() {
+            if m < out.rows {
+                for (v, &sum) in row.iter().enumerate() {
+                    store(out, m, v, sum);
+                }
+            }
+        }
+    }
+}
+
+/// Writes register `v` of row `m`, with the bias added.
+///
+/// # Safety
+/// AVX-512 F; the pointers of `out` are valid for its sizes, `m < out.rows`.
+#[inline(always)]
+pub(super) unsafe fn store(out: &Out, m: usize, v: usize, sum: __m512) {
+    // SAFETY: masked to the lanes that exist.
+    unsafe {
+        let lanes = lanes_of(out.lanes, v);
+        let sum = if out.bias.is_null() {
+            sum
+        } else {
+            _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, out.bias.wrapping_add(v * 16)))
+        };
+        _mm512_mask_storeu_ps(out.y.wrapping_add(m * out.stride + v * 16), lanes, sum);
+    }
+}
+
+/// The lanes of register `v` among `lanes` outputs.
+#[inline(always)]
+fn lanes_of(lanes: usize, v: usize) -> __mmask16 {
+    match lanes.saturating_sub(v * 16) {
+        0 => 0,
+        left @ 1..16 => (1 << left) - 1,
+        _ => u16::MAX,
+    }
+}
+
+/// `M` rows times 32 columns of plain memory; `PACKED` tells the layout of `x`.
+///
+/// # Safety
+/// As [`crate::cpu::f32_tile`]; AVX-512 F.
+#[inline(always)]
+pub(super) unsafe fn strided<const M: usize, const PACKED: bool>(tile: &StridedTile) {
+    // SAFETY: the caller's promise about the pointers.
+    unsafe {
+        let y = |m: usize, v: usize| tile.y.add(m * tile.y_stride + v * 16);
+        let mut acc = [[_mm512_setzero_ps(); 2]; M];
+        if tile.resumes {
+            acc = std::array::from_fn(|m| std::array::from_fn(|v| _mm512_loadu_ps(y(m, v))));
+        }
+        for k in 0..tile.depth {
+            let w = tile.w.add(k * tile.w_stride);
+            let w = [_mm512_loadu_ps(w), _mm512_loadu_ps(w.add(16))];
+            for (m, row) in acc.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*tile.x.add(if PACKED { k * M + m } else { m * 32 + k }));
+                row[0] = _mm512_fmadd_ps(x, w[0], row[0]);
+                row[1] = _mm512_fmadd_ps(x, w[1], row[1]);
+            }
+        }
+        for (m, row) in acc.iter().enumerate() {
+            _mm512_storeu_ps(y(m, 0), row[0]);
+            _mm512_storeu_ps(y(m, 1), row[1]);
+        }
+    }
+}

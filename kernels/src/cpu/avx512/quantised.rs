@@ -1,0 +1,278 @@
+//! AVX-512 products with quantised weights. A panel holds 16 outputs; one register holds four inputs of each.
+
+use super::dense::store;
+use crate::WeightFormat;
+use crate::cpu::tile::RUN_WORDS;
+use crate::cpu::{Out, TileInput};
+use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
+use crate::quant::RUN;
+use std::arch::x86_64::*;
+
+/// Thirty-two inputs of sixteen outputs: eight registers of unsigned codes.
+type Run = [__m512i; 8];
+
+/// What a format multiplies its integer sums with.
+pub(super) struct Scales {
+    first: __m512,
+    /// Of the second sixteen inputs; only with `TWO_SCALES`.
+    second: __m512,
+    /// Only with `HAS_MIN`.
+    min: __m512,
+}
+
+/// One quantised weight format.
+pub(super) trait Format {
+    /// Which.
+    const FORMAT: WeightFormat;
+    /// Whether the halves of a run have different scales.
+    const TWO_SCALES: bool = false;
+    /// Whether weights have a minimum subtracted (then codes have no offset).
+    const HAS_MIN: bool = false;
+    /// # Safety
+    /// AVX-512 F and BW; `w` has the layout's code bytes of a run.
+    unsafe fn codes(w: *const u8) -> Run;
+    /// # Safety
+    /// AVX-512 F; `scales` is the start of a panel's scales, which hold run `run`.
+    unsafe fn scales(scales: *const u8, run: usize) -> Scales;
+}
+
+/// Signed bytes, stored plus 128.
+pub(super) struct Q8_0;
+/// Four bits around 8.
+pub(super) struct Q4_0;
+/// Four bits with minimum.
+pub(super) struct Q4K;
+/// Five bits with minimum.
+pub(super) struct Q5K;
+/// Six bits around 32, a scale for every sixteen.
+pub(super) struct Q6K;
+
+/// # Safety
+/// AVX-512 F; 32 readable bytes.
+#[inline(always)]
+unsafe fn halves(at: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+}
+
+/// # Safety
+/// AVX-512 F; 32 readable bytes at `scales + 32 * run`.
+#[inline(always)]
+unsafe fn plain_scales(scales: *const u8, run: usize) -> Scales {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let d = halves(scales.add(32 * run));
+        Scales { first: d, second: d, min: d }
+    }
+}
+
+/// Scales and minima of a 256-block with eight of each.
+///
+/// # Safety
+/// AVX-512 F; as [`Format::scales`] for `Q4K` and `Q5K`.
+#[inline(always)]
+unsafe fn k_scales(scales: *const u8, run: usize) -> Scales {
+    // SAFETY: the caller's promise; the offsets are those of `panels`.
+    unsafe {
+        let block = scales.add(run / 8 * const { quant_layout(WeightFormat::Q4K).scale_bytes });
+        let bytes = |at: usize| {
+            let codes = _mm_loadu_si128(block.add(at + run % 8 * 16).cast());
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes))
+        };
+        let first = _mm512_mul_ps(halves(block), bytes(K_SCALES_AT));
+        Scales { first, second: first, min: _mm512_mul_ps(halves(block.add(32)), bytes(K_MINS_AT)) }
+    }
+}
+
+/// Four registers of nibbles to eight of bytes.
+///
+/// # Safety
+/// AVX-512 F and BW; 256 readable bytes.
+#[inline(always)]
+unsafe fn nibbles(w: *const u8) -> Run {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm512_set1_epi8(15);
+        let pairs: [__m512i; 4] = std::array::from_fn(|i| _mm512_loadu_si512(w.add(64 * i).cast()));
+        std::array::from_fn(|g| {
+            let pair = pairs[g % 4];
+            _mm512_and_si512(if g < 4 { pair } else { _mm512_srli_epi16::<4>(pair) }, low)
+        })
+    }
+}
+
+impl Format for Q8_0 {
+    const FORMAT: WeightFormat = WeightFormat::Q8_0;
+    #[inline(always)]
+    unsafe fn codes(w: *const u8) -> Run {
+        // SAFETY: the trait's contract.
+        unsafe { std::array::from_fn(|g| _mm512_loadu_si512(w.add(64 * g).cast())) }
+    }
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract.
+        unsafe { plain_scales(scales, run) }
+    }
+}
+
+impl Format for Q4_0 {
+    const FORMAT: WeightFormat = WeightFormat::Q4_0;
+    #[inline(always)]
+    unsafe fn codes(w: *const u8) -> Run {
+        // SAFETY: the trait's contract.
+        unsafe { nibbles(w) }
+    }
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract.
+        unsafe { plain_scales(scales, run) }
+    }
+}
+
+impl Format for Q4K {
+    const FORMAT: WeightFormat = WeightFormat::Q4K;
+    const HAS_MIN: bool = true;
+    #[inline(always)]
+    unsafe fn codes(w: *const u8) -> Run {
+        // SAFETY: the trait's contract.
+        unsafe { nibbles(w) }
+    }
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract.
+        unsafe { k_scales(scales, run) }
+    }
+}
+
+impl Format for Q5K {
+    const FORMAT: WeightFormat = WeightFormat::Q5K;
+    const HAS_MIN: bool = true;
+    #[inline(always)]
+    unsafe fn codes(w: *const u8) -> Run {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let low = nibbles(w);
+            let high = _mm512_loadu_si512(w.add(256).cast());
+            let bit = _mm512_set1_epi8(16);
+            // Bit g of `high` becomes bit 4 of group g; what a 16-bit shift drags in from the neighbour is masked off.
+            let fifth = |g: u32| {
+                let moved = if g < 4 {
+                    _mm512_sll_epi16(high, _mm_cvtsi32_si128((4 - g).cast_signed()))
+                } else {
+                    _mm512_srl_epi16(high, _mm_cvtsi32_si128((g - 4).cast_signed()))
+                };
+                _mm512_and_si512(moved, bit)
+            };
+            std::array::from_fn(|g| _mm512_or_si512(low[g], fifth(g as u32)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract.
+        unsafe { k_scales(scales, run) }
+    }
+}
+
+impl Format for Q6K {
+    const FORMAT: WeightFormat = WeightFormat::Q6K;
+    const TWO_SCALES: bool = true;
+    #[inline(always)]
+    unsafe fn codes(w: *const u8) -> Run {
+        // SAFETY: the trait's contract.
+        unsafe {
+            let low = nibbles(w);
+            let bits = _mm512_set1_epi8(0x30);
+            let high = [_mm512_loadu_si512(w.add(256).cast()), _mm512_loadu_si512(w.add(320).cast())];
+            // Bits 2s and 2s + 1 become bits 4 and 5.
+            let top = |g: usize| {
+                let part = high[g / 4];
+                let moved = match g % 4 {
+                    0 => _mm512_slli_epi16::<4>(part),
+                    1 => _mm512_slli_epi16::<2>(part),
+                    2 => part,
+                    _ => _mm512_srli_epi16::<2>(part),
+                };
+                _mm512_and_si512(moved, bits)
+            };
+            std::array::from_fn(|g| _mm512_or_si512(low[g], top(g)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract; the offsets are those of `panels`.
+        unsafe {
+            let block = scales.add(run / 8 * const { quant_layout(WeightFormat::Q6K).scale_bytes });
+            let d = halves(block);
+            let scale = |half: usize| {
+                let at = Q6K_SCALES_AT + run % 8 * 32 + half * 16;
+                let bytes = _mm_loadu_si128(block.add(at).cast());
+                _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+            };
+            Scales { first: scale(0), second: scale(1), min: d }
+        }
+    }
+}
+
+/// `M` rows times one panel.
+///
+/// # Safety
+/// As [`crate::cpu::tile::TileFn`], for AVX-512 F, BW and VNNI.
+#[inline(always)]
+pub(super) unsafe fn tile<F: Format, const M: usize>(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise: the panel holds codes and scales of every run, `x` holds `M` rows of every run,
+    // laid out as `XPacking::Bytes` says.
+    unsafe {
+        let layout = const { quant_layout(F::FORMAT) };
+        let runs = input.cols / RUN;
+        let scales = input.panel.add(runs * layout.code_bytes);
+        let mut acc = [_mm512_setzero_ps(); M];
+        for run in 0..runs {
+            let at = input.panel.add(run * layout.code_bytes);
+            if M <= 2 {
+                for line in 0..layout.code_bytes / 64 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(4096 + 64 * line).cast());
+                }
+            }
+            let w = F::codes(at);
+            let scale = F::scales(scales, run);
+            let x = input.x.add(run * RUN_WORDS * M);
+            for (m, sum) in acc.iter_mut().enumerate() {
+                *sum = add_run::<F, M>(*sum, &w, &scale, x.add(m));
+            }
+        }
+        for (m, &sum) in acc.iter().enumerate() {
+            if m < out.rows {
+                store(out, m, 0, sum);
+            }
+        }
+    }
+}
+
+/// Adds one run of one row. `x`: the row's first word of the run, words `M` apart.
+///
+/// # Safety
+/// AVX-512 F, BW and VNNI; `x` has `RUN_WORDS` words.
+#[inline(always)]
+unsafe fn add_run<F: Format, const M: usize>(sum: __m512, w: &Run, scale: &Scales, x: *const u32) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let word = |i: usize| _mm512_set1_epi32(x.add(i * M).cast::<i32>().read());
+        let float = |i: usize| _mm512_set1_ps(x.add(i * M).cast::<f32>().read());
+        let x_scale = float(8);
+        let mut dot = if F::HAS_MIN { _mm512_setzero_si512() } else { word(9) };
+        if F::TWO_SCALES {
+            let mut second = word(10);
+            for g in 0..4 {
+                dot = _mm512_dpbusd_epi32(dot, w[g], word(g));
+                second = _mm512_dpbusd_epi32(second, w[g + 4], word(g + 4));
+            }
+            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale.first, x_scale), sum);
+            return _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(scale.second, x_scale), sum);
+        }
+        for (g, &w) in w.iter().enumerate() {
+            dot = _mm512_dpbusd_epi32(dot, w, word(g));
+        }
+        let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale.first, x_scale), sum);
+        if F::HAS_MIN { _mm512_fnmadd_ps(scale.min, float(9), sum) } else { sum }
+    }
+}

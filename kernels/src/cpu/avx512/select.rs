@@ -1,0 +1,119 @@
+//! The table of AVX-512 kernels: which function for which format and row count.
+
+use super::dense::{self, Bf16Dot, Bf16Wide, F16, F32, Weights};
+use super::quantised::{self, Format, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+use crate::WeightFormat;
+use crate::cpu::tile::TileFn;
+use crate::cpu::{Kernel, Out, StridedTile, TileInput, XPacking};
+
+/// Rows times two registers of outputs leave room for two registers of weights.
+const DENSE_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12];
+/// A run's weights take eight registers, which leaves room for sixteen sums.
+const QUANT_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12, 16];
+/// Few rows have few sums in flight, so they take two panels at once.
+const TWO_PANELS_UP_TO: usize = 4;
+
+/// The kernel of one format. `has_bf16_dot`: whether the machine has bf16 dot products.
+pub(in crate::cpu) fn kernel(format: WeightFormat, has_bf16_dot: bool) -> Kernel {
+    let (tile, packing): (TileFn, XPacking) = match format {
+        WeightFormat::F32 => (dense_tile::<F32>, XPacking::F32),
+        WeightFormat::F16 => (dense_tile::<F16>, XPacking::F32),
+        WeightFormat::Bf16 if has_bf16_dot => (bf16_dot_tile, XPacking::Bf16Pairs),
+        WeightFormat::Bf16 => (dense_tile::<Bf16Wide>, XPacking::Bf16AsF32),
+        WeightFormat::Q8_0 => (quant_tile::<Q8_0>, XPacking::Bytes),
+        WeightFormat::Q4_0 => (quant_tile::<Q4_0>, XPacking::Bytes),
+        WeightFormat::Q4K => (quant_tile::<Q4K>, XPacking::Bytes),
+        WeightFormat::Q5K => (quant_tile::<Q5K>, XPacking::Bytes),
+        WeightFormat::Q6K => (quant_tile::<Q6K>, XPacking::Bytes),
+    };
+    if format.is_quantised() {
+        Kernel { tile, packing, row_counts: QUANT_ROW_COUNTS, two_panels_up_to: 0 }
+    } else {
+        Kernel { tile, packing, row_counts: DENSE_ROW_COUNTS, two_panels_up_to: TWO_PANELS_UP_TO }
+    }
+}
+
+/// # Safety
+/// As [`TileFn`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn dense_tile<W: Weights>(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe { dense_rows::<W>(input, out) }
+}
+
+/// # Safety
+/// As [`TileFn`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn bf16_dot_tile(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe { dense_rows::<Bf16Dot>(input, out) }
+}
+
+/// # Safety
+/// As [`TileFn`], inlined where `W`'s features are enabled.
+#[inline(always)]
+unsafe fn dense_rows<W: Weights>(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (input.m, input.panels) {
+            (1, 2) => dense::tile::<W, 1, 4>(input, out),
+            (2, 2) => dense::tile::<W, 2, 4>(input, out),
+            (3, 2) => dense::tile::<W, 3, 4>(input, out),
+            (4, 2) => dense::tile::<W, 4, 4>(input, out),
+            (1, _) => dense::tile::<W, 1, 2>(input, out),
+            (2, _) => dense::tile::<W, 2, 2>(input, out),
+            (3, _) => dense::tile::<W, 3, 2>(input, out),
+            (4, _) => dense::tile::<W, 4, 2>(input, out),
+            (6, _) => dense::tile::<W, 6, 2>(input, out),
+            (8, _) => dense::tile::<W, 8, 2>(input, out),
+            (12, _) => dense::tile::<W, 12, 2>(input, out),
+            _ => unreachable!("not one of the row counts"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`TileFn`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn quant_tile<F: Format>(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe {
+        match input.m {
+            1 => quantised::tile::<F, 1>(input, out),
+            2 => quantised::tile::<F, 2>(input, out),
+            3 => quantised::tile::<F, 3>(input, out),
+            4 => quantised::tile::<F, 4>(input, out),
+            6 => quantised::tile::<F, 6>(input, out),
+            8 => quantised::tile::<F, 8>(input, out),
+            12 => quantised::tile::<F, 12>(input, out),
+            16 => quantised::tile::<F, 16>(input, out),
+            _ => unreachable!("not one of the row counts"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`crate::cpu::f32_tile`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(in crate::cpu) unsafe fn f32_tile(tile: &StridedTile) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe {
+        match (tile.m, tile.x_is_packed) {
+            (1, true) => dense::strided::<1, true>(tile),
+            (2, true) => dense::strided::<2, true>(tile),
+            (3, true) => dense::strided::<3, true>(tile),
+            (4, true) => dense::strided::<4, true>(tile),
+            (6, true) => dense::strided::<6, true>(tile),
+            (8, true) => dense::strided::<8, true>(tile),
+            (12, true) => dense::strided::<12, true>(tile),
+            (1, false) => dense::strided::<1, false>(tile),
+            (2, false) => dense::strided::<2, false>(tile),
+            (3, false) => dense::strided::<3, false>(tile),
+            (4, false) => dense::strided::<4, false>(tile),
+            (6, false) => dense::strided::<6, false>(tile),
+            (8, false) => dense::strided::<8, false>(tile),
+            (12, false) => dense::strided::<12, false>(tile),
+            _ => unreachable!("not one of the row counts"),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Which instructions this machine has.
+
+/// An instruction set for which there are implementations; a later one is faster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// No assumption: any machine.
+    Scalar,
+    /// AVX2 with fused multiply-add and half-precision conversion (x86 since about 2013).
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL and VNNI (Intel since Ice Lake, AMD since Zen 4).
+    Avx512,
+    /// The same with bf16 dot products (Intel since Sapphire Rapids, AMD since Zen 4).
+    Avx512Bf16,
+}
+
+impl Level {
+    /// All levels, slowest first.
+    pub const ALL: [Level; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+
+    /// The fastest level this machine has.
+    pub fn of_this_machine() -> Self {
+        let mut best = Self::Scalar;
+        for level in Self::ALL {
+            if level.is_available() {
+                best = level;
+            }
+        }
+        best
+    }
+
+    /// Whether this machine has the level.
+    #[cfg(target_arch = "x86_64")]
+    pub fn is_available(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        match self {
+            Self::Scalar => true,
+            Self::Avx2 => has!("avx2") && has!("fma") && has!("f16c"),
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && has!("avx512f")
+                    && has!("avx512bw")
+                    && has!("avx512dq")
+                    && has!("avx512vl")
+                    && has!("avx512vnni")
+            }
+            Self::Avx512Bf16 => Self::Avx512.is_available() && has!("avx512bf16"),
+        }
+    }
+
+    /// Whether this machine has the level.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn is_available(self) -> bool {
+        self == Self::Scalar
+    }
+}

@@ -1,0 +1,17 @@
+//! The fast implementations, one folder for an instruction set.
+
+mod activations;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod by_level;
+mod detect;
+pub(crate) mod lanes;
+mod scalar;
+mod tile;
+
+pub(crate) use activations::{ActivationRows, pack_activations};
+pub(crate) use by_level::by_level;
+pub use detect::Level;
+pub(crate) use tile::{Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};

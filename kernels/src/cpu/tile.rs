@@ -1,0 +1,161 @@
+//! The innermost unit of [`crate::linear`]: a few activation rows times one panel of weights.
+//!
+//! Every kernel adds over the inputs in ascending order with one running sum an output, whatever the number of rows.
+//! That is what makes a row's bits independent of its batch.
+
+use super::{Level, scalar};
+use crate::WeightFormat;
+
+/// How activations are laid out for a kernel. A tile holds `m` rows side by side, so that one step reads `m` words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum XPacking {
+    /// `[cols][m]` floats.
+    F32,
+    /// The same, rounded to bf16, `cols` padded to even.
+    Bf16AsF32,
+    /// `[cols / 2][m]` pairs of bf16.
+    Bf16Pairs,
+    /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, two times `[m]` of format-dependent sums.
+    Bytes,
+}
+
+impl XPacking {
+    /// Words of 32 bits a row takes.
+    pub(crate) fn words_per_row(self, cols: usize) -> usize {
+        match self {
+            Self::F32 => cols,
+            Self::Bf16AsF32 => cols.next_multiple_of(2),
+            Self::Bf16Pairs => cols.div_ceil(2),
+            Self::Bytes => cols / 32 * RUN_WORDS,
+        }
+    }
+}
+
+/// Words a row and run take in [`XPacking::Bytes`]: eight of codes, scale, two sums.
+pub(crate) const RUN_WORDS: usize = 11;
+
+/// What a kernel reads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TileInput {
+    /// Format of the panels, the one the kernel was chosen for.
+    pub(crate) format: WeightFormat,
+    /// First panel.
+    pub(crate) panel: *const u8,
+    /// Bytes from one panel to the next.
+    pub(crate) panel_bytes: usize,
+    /// Panels to multiply with, 1 or 2; never more than [`Kernel::panels_at_once`] allows.
+    pub(crate) panels: usize,
+    /// Start of the activation tile.
+    pub(crate) x: *const u32,
+    /// Rows in the tile, one of [`Kernel::row_counts`].
+    pub(crate) m: usize,
+    /// Inputs of the whole matrix.
+    pub(crate) cols: usize,
+    /// The inputs to add up, in this call; all of them for quantised formats. `from` is even.
+    pub(crate) from: usize,
+    /// End of those inputs.
+    pub(crate) to: usize,
+}
+
+/// Where a kernel writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Out {
+    /// First output of the first row.
+    pub(crate) y: *mut f32,
+    /// Floats from one row to the next.
+    pub(crate) stride: usize,
+    /// Rows to write; the tile may hold more (padding).
+    pub(crate) rows: usize,
+    /// Outputs to write from the first panel's first on; the panels may hold more (padding).
+    pub(crate) lanes: usize,
+    /// Added last, if not null.
+    pub(crate) bias: *const f32,
+    /// Whether to go on from the sums found in `y` instead of from zero.
+    pub(crate) resumes: bool,
+}
+
+/// Multiplies one tile.
+///
+/// # Safety
+/// The machine has the kernel's level; `panel`, `x`, `y` and `bias` are valid for what [`TileInput`] and [`Out`]
+/// describe; nobody else reads or writes those outputs meanwhile.
+pub(crate) type TileFn = unsafe fn(&TileInput, &Out);
+
+/// How to multiply with one format on one level.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kernel {
+    /// The implementation.
+    pub(crate) tile: TileFn,
+    /// How it wants its activations.
+    pub(crate) packing: XPacking,
+    /// Row counts it is compiled for, ascending.
+    pub(crate) row_counts: &'static [usize],
+    /// Up to this many rows it takes two panels at once (more sums in flight); above, one.
+    pub(crate) two_panels_up_to: usize,
+}
+
+impl Kernel {
+    /// The kernel for `format` on `level`.
+    pub(crate) fn of(level: Level, format: WeightFormat) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        match level {
+            Level::Scalar => {}
+            Level::Avx2 => return super::avx2::kernel(format),
+            Level::Avx512 | Level::Avx512Bf16 => return super::avx512::kernel(format, level == Level::Avx512Bf16),
+        }
+        let _ = level;
+        scalar::kernel(format)
+    }
+
+    /// The smallest compiled row count for `rows` rows; `rows` is at most the largest.
+    pub(crate) fn row_count_for(&self, rows: usize) -> usize {
+        *self.row_counts.iter().find(|&&m| m >= rows).expect("callers cut tiles of at most the largest count")
+    }
+
+    /// Rows of the largest tile.
+    pub(crate) fn max_rows(&self) -> usize {
+        *self.row_counts.last().expect("no kernel is without row counts")
+    }
+}
+
+/// A product of plain f32 memory, as attention needs it: `y[r][0..32] (+)= sum over k of x(r, k) * w[k][0..32]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StridedTile {
+    /// First factor.
+    pub(crate) x: *const f32,
+    /// Whether `x` is `[k][m]` (packed) or `[m][32]` (score rows).
+    pub(crate) x_is_packed: bool,
+    /// Rows, one of the level's f32 row counts.
+    pub(crate) m: usize,
+    /// Second factor, rows of 32 floats…
+    pub(crate) w: *const f32,
+    /// …this many floats apart.
+    pub(crate) w_stride: usize,
+    /// Length of the sum.
+    pub(crate) depth: usize,
+    /// First output.
+    pub(crate) y: *mut f32,
+    /// Floats from one row of outputs to the next.
+    pub(crate) y_stride: usize,
+    /// Whether to add to what `y` holds.
+    pub(crate) resumes: bool,
+}
+
+/// Computes one [`StridedTile`].
+///
+/// # Safety
+/// The machine has `level`; the pointers are valid for the sizes given; `y` overlaps neither factor.
+#[inline]
+pub(crate) unsafe fn f32_tile(level: Level, tile: &StridedTile) {
+    // SAFETY: the caller's promise, passed on.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        match level {
+            Level::Scalar => {}
+            Level::Avx2 => return super::avx2::f32_tile(tile),
+            Level::Avx512 | Level::Avx512Bf16 => return super::avx512::f32_tile(tile),
+        }
+        let _ = level;
+        scalar::f32_tile(tile);
+    }
+}

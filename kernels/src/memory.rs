@@ -1,0 +1,141 @@
+//! Zeroed memory on 2 MiB pages, for weights and caches.
+//!
+//! Reading gigabytes a token, address translation is a cost of its own: with 4 KiB pages a quarter of the read bandwidth
+//! is lost. The system is asked for huge pages; where it has none, everything works on small ones.
+
+use crate::KernelError;
+use std::ptr::NonNull;
+
+const HUGE_PAGE: usize = 2 << 20;
+/// From this size on, the length is rounded up to whole huge pages: the waste is then small.
+const ROUND_UP_FROM: usize = 4 * HUGE_PAGE;
+
+/// Owned, zeroed, 2 MiB-aligned bytes.
+#[derive(Debug)]
+pub(crate) struct HugeBuffer {
+    start: NonNull<u8>,
+    len: usize,
+    mapped: usize,
+}
+
+// SAFETY: the buffer is plain memory with one owner; sharing follows the borrow rules of its slices.
+unsafe impl Send for HugeBuffer {}
+// SAFETY: as above.
+unsafe impl Sync for HugeBuffer {}
+
+impl HugeBuffer {
+    /// Reserves `len` zero bytes; the system provides them when they are first touched.
+    pub(crate) fn zeroed(len: usize) -> Result<Self, KernelError> {
+        if len == 0 {
+            return Ok(Self { start: NonNull::dangling(), len, mapped: 0 });
+        }
+        let unit = if len >= ROUND_UP_FROM { HUGE_PAGE } else { 4096 };
+        let mapped = len.checked_next_multiple_of(unit).ok_or(KernelError::Alloc { bytes: len })?;
+        let start = sys::reserve(mapped).ok_or(KernelError::Alloc { bytes: len })?;
+        Ok(Self { start, len, mapped })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: `start` points to at least `len` initialised (zeroed) bytes owned by `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for HugeBuffer {
+    fn drop(&mut self) {
+        if self.mapped > 0 {
+            // SAFETY: exactly what `reserve` returned for this size, released once.
+            unsafe { sys::release(self.start, self.mapped) };
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod sys {
+    use super::HUGE_PAGE;
+    use std::ptr::NonNull;
+
+    /// Maps `len` (whole small pages) zero bytes at a multiple of 2 MiB.
+    pub(super) fn reserve(len: usize) -> Option<NonNull<u8>> {
+        let padded = len.checked_add(HUGE_PAGE)?;
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a fresh anonymous mapping touches no memory of ours.
+        let raw = unsafe { libc::mmap(std::ptr::null_mut(), padded, protection, flags, -1, 0) };
+        if raw == libc::MAP_FAILED {
+            return None;
+        }
+        let before = raw.addr().next_multiple_of(HUGE_PAGE) - raw.addr();
+        let start = raw.wrapping_byte_add(before);
+        // SAFETY: both ranges lie inside the mapping made above, outside of `start..start + len`, and are page-aligned.
+        // The advice is a hint about the rest; without huge pages it changes nothing, so its result does not matter.
+        unsafe {
+            if before > 0 {
+                libc::munmap(raw, before);
+            }
+            if HUGE_PAGE > before {
+                libc::munmap(start.byte_add(len), HUGE_PAGE - before);
+            }
+            libc::madvise(start, len, libc::MADV_HUGEPAGE);
+        }
+        NonNull::new(start.cast())
+    }
+
+    /// # Safety
+    /// `start` and `len` are what one call of [`reserve`] returned and took; nothing points into it any more.
+    pub(super) unsafe fn release(start: NonNull<u8>, len: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { libc::munmap(start.as_ptr().cast(), len) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod sys {
+    use super::HUGE_PAGE;
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+    use std::ptr::NonNull;
+
+    pub(super) fn reserve(len: usize) -> Option<NonNull<u8>> {
+        let layout = Layout::from_size_align(len, HUGE_PAGE).ok()?;
+        // SAFETY: `len` is not zero.
+        NonNull::new(unsafe { alloc_zeroed(layout) })
+    }
+
+    /// # Safety
+    /// `start` and `len` are what one call of [`reserve`] returned and took; nothing points into it any more.
+    pub(super) unsafe fn release(start: NonNull<u8>, len: usize) {
+        let layout = Layout::from_size_align(len, HUGE_PAGE).expect("the same layout was allocated");
+        // SAFETY: the caller's promise.
+        unsafe { dealloc(start.as_ptr(), layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zero_aligned_and_as_long_as_asked() {
+        for len in [0, 1, 4096, HUGE_PAGE - 1, HUGE_PAGE, 9 * HUGE_PAGE + 5] {
+            let mut buffer = HugeBuffer::zeroed(len).unwrap();
+            assert_eq!(buffer.bytes().len(), len);
+            assert!(buffer.bytes().iter().all(|&b| b == 0));
+            buffer.bytes_mut().fill(7);
+            assert!(len == 0 || buffer.start.addr().get().is_multiple_of(HUGE_PAGE));
+        }
+    }
+
+    #[test]
+    fn a_size_nobody_has_is_an_error() {
+        assert_eq!(HugeBuffer::zeroed(usize::MAX).unwrap_err(), KernelError::Alloc { bytes: usize::MAX });
+        assert!(HugeBuffer::zeroed(1 << 60).is_err());
+    }
+}

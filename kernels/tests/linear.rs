@@ -1,0 +1,174 @@
+//! `linear` in every format: right, independent of the batch, refusing what does not fit.
+
+use crate::random::{Random, assert_close, assert_same_bits, poison, pools};
+use millgate_kernels::reference::{self, Matrix};
+use millgate_kernels::{KernelError, PackedMatrix, PackedPart, Pool, WeightFormat, linear};
+
+/// Column counts that end in the middle of everything, as far as the format's blocks allow.
+fn odd_cols(format: WeightFormat) -> Vec<usize> {
+    match format.block_weights() {
+        1 => vec![1, 2, 7, 64, 129, 515],
+        32 => vec![32, 96, 320],
+        _ => vec![256, 768],
+    }
+}
+
+fn run(pool: &Pool, x: &[f32], w: &PackedMatrix, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut y = poison(x.len() / w.cols() * w.rows());
+    linear(pool, x, w, bias, &mut y).unwrap();
+    y
+}
+
+#[test]
+fn linear_agrees_with_the_reference_in_every_format_and_size() {
+    let mut random = Random(1);
+    for pool in pools(2) {
+        for format in WeightFormat::ALL {
+            for cols in odd_cols(format) {
+                for (m, rows) in [(1, 1), (1, 33), (2, 16), (3, 70), (5, 15), (7, 64), (9, 31), (13, 97), (35, 40)] {
+                    let source = random.weights(format, rows, cols);
+                    let x = random.floats(m * cols);
+                    let bias = (m % 2 == 1).then(|| random.floats(rows));
+                    let w = PackedMatrix::pack(format, rows, cols, &source).unwrap();
+                    let found = run(&pool, &x, &w, bias.as_deref());
+                    let mut wanted = poison(m * rows);
+                    let matrix = Matrix { format, rows, cols, bytes: &source };
+                    reference::linear(&x, &matrix, bias.as_deref(), &mut wanted);
+                    let context = format!("{:?} {format:?} m {m} rows {rows} cols {cols}", pool.level());
+                    assert_close(&found, &wanted, 2e-6, &context);
+                    if format != WeightFormat::Bf16 {
+                        // One running sum an output in a fixed order: no room for differences.
+                        assert!(found == wanted, "{context}: not the same numbers");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_among_up_to_33_rows() {
+    let mut random = Random(2);
+    for pool in pools(2) {
+        for format in WeightFormat::ALL {
+            // Long enough for dense panels to be summed in several pieces.
+            let (rows, cols) = (if format.is_quantised() { 83 } else { 70 }, 2560);
+            let w = PackedMatrix::pack(format, rows, cols, &random.weights(format, rows, cols)).unwrap();
+            let x = random.floats(33 * cols);
+            let alone: Vec<f32> = x.chunks(cols).flat_map(|x| run(&pool, x, &w, None)).collect();
+            for m in 2..=33 {
+                // Another first row each time: a row must not depend on its place either.
+                let first = random.below(33 - m + 1);
+                let found = run(&pool, &x[first * cols..(first + m) * cols], &w, None);
+                let context = format!("{:?} {format:?} rows {first}..{}", pool.level(), first + m);
+                assert_same_bits(&found, &alone[first * rows..(first + m) * rows], &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bits() {
+    let mut random = Random(3);
+    for format in WeightFormat::ALL {
+        let (m, rows, cols) = (17, 300, 1024);
+        let w = PackedMatrix::pack(format, rows, cols, &random.weights(format, rows, cols)).unwrap();
+        let x = random.floats(m * cols);
+        let wanted = run(&Pool::new(1), &x, &w, None);
+        for threads in 2..=3 {
+            assert_same_bits(
+                &run(&Pool::new(threads), &x, &w, None),
+                &wanted,
+                &format!("{format:?} {threads} threads"),
+            );
+        }
+    }
+}
+
+#[test]
+fn stacked_matrices_give_the_outputs_of_each_one_after_the_other() {
+    let mut random = Random(4);
+    let pool = Pool::new(2);
+    for format in WeightFormat::ALL {
+        let cols = 256;
+        let sources = [5, 64, 17].map(|rows| (rows, random.weights(format, rows, cols)));
+        let parts: Vec<PackedPart> = sources.iter().map(|(rows, source)| PackedPart { rows: *rows, source }).collect();
+        let stacked = PackedMatrix::stack(format, cols, &parts).unwrap();
+        let x = random.floats(cols);
+        let wanted: Vec<f32> = parts
+            .iter()
+            .flat_map(|p| run(&pool, &x, &PackedMatrix::pack(format, p.rows, cols, p.source).unwrap(), None))
+            .collect();
+        assert_same_bits(&run(&pool, &x, &stacked, None), &wanted, &format!("{format:?}"));
+    }
+}
+
+#[test]
+fn a_packed_row_reads_back_as_the_file_says() {
+    let mut random = Random(5);
+    for format in WeightFormat::ALL {
+        for cols in odd_cols(format) {
+            let rows = 37;
+            let source = random.weights(format, rows, cols);
+            let w = PackedMatrix::pack(format, rows, cols, &source).unwrap();
+            for (index, row) in source.chunks_exact(source.len() / rows).enumerate() {
+                let (mut found, mut wanted) = (poison(cols), poison(cols));
+                w.row(index, &mut found).unwrap();
+                millgate_kernels::quant::dequantise_row(format, row, &mut wanted).unwrap();
+                assert_same_bits(&found, &wanted, &format!("{format:?} cols {cols} row {index}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_broken_activation_breaks_its_own_row_visibly_and_no_other() {
+    let mut random = Random(6);
+    for pool in pools(1) {
+        for format in WeightFormat::ALL {
+            let (rows, cols) = (40, 256);
+            let w = PackedMatrix::pack(format, rows, cols, &random.weights(format, rows, cols)).unwrap();
+            for bad in [f32::NAN, f32::INFINITY] {
+                let mut x = random.floats(3 * cols);
+                let clean = run(&pool, &x, &w, None);
+                x[cols + 100] = bad;
+                let found = run(&pool, &x, &w, None);
+                let context = format!("{:?} {format:?} {bad}", pool.level());
+                assert_same_bits(&found[..rows], &clean[..rows], &context);
+                assert_same_bits(&found[2 * rows..], &clean[2 * rows..], &context);
+                assert!(found[rows..2 * rows].iter().all(|v| !v.is_finite()), "{context}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_refused_and_the_output_is_untouched() {
+    let pool = Pool::new(1);
+    let w = PackedMatrix::pack(WeightFormat::F32, 3, 4, &[0; 48]).unwrap();
+    for (x, bias, y) in [(5, None, 3), (4, None, 4), (8, None, 3), (4, Some(2), 3)] {
+        let mut out = vec![7.0; y];
+        let bias = bias.map(|len| vec![0.0; len]);
+        let refused = linear(&pool, &vec![0.0; x], &w, bias.as_deref(), &mut out);
+        assert!(matches!(refused, Err(KernelError::Shape { op: "linear", .. })), "{refused:?}");
+        assert!(out.iter().all(|&v| v == 7.0));
+    }
+    assert!(linear(&pool, &[], &w, None, &mut []).is_ok());
+}
+
+#[test]
+fn weights_that_are_no_matrix_are_refused() {
+    for format in WeightFormat::ALL.into_iter().filter(|f| f.is_quantised()) {
+        let cols = format.block_weights() + 1;
+        assert!(matches!(PackedMatrix::pack(format, 1, cols, &[]), Err(KernelError::Format { .. })));
+    }
+    for format in WeightFormat::ALL {
+        let short = vec![0; format.bytes_for(2, 256).unwrap() - 1];
+        assert!(matches!(PackedMatrix::pack(format, 2, 256, &short), Err(KernelError::Shape { .. })));
+        assert!(PackedMatrix::pack(format, usize::MAX / 2, 256, &short).is_err());
+        assert!(PackedMatrix::pack(format, 1, usize::MAX / 256 * 256, &short).is_err());
+    }
+    let w = PackedMatrix::pack(WeightFormat::F32, 1, 1, &[0; 4]).unwrap();
+    assert!(w.row(1, &mut [0.0]).is_err());
+    assert!(w.row(0, &mut [0.0; 2]).is_err());
+}
