@@ -1,3 +1,6 @@
 //! The Millgate server: keys, tiers and limits around a continuously batching engine.
 
+#![forbid(unsafe_code)]
+
 pub mod engine;
+pub mod telemetry;

@@ -1,0 +1,103 @@
+//! Log output: one line an event, as text for people or JSON for machines, on standard error.
+
+use std::io::IsTerminal;
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Readable lines, coloured on a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = LogsError;
+
+    fn from_str(text: &str) -> Result<Self, LogsError> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(LogsError::Format { found: other.to_owned() }),
+        }
+    }
+}
+
+/// Settings of the log output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Which events are written, as `level` or `module=level,...`. Default `info`: what an operator acts on.
+    pub filter: String,
+    /// Shape of a line. Default `text`, because a first run is read by a person.
+    pub format: LogFormat,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Why the log output could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogsError {
+    /// The format's name is unknown.
+    #[error("unknown log format `{found}`: use `text` or `json`")]
+    Format {
+        /// What was given.
+        found: String,
+    },
+    /// The filter does not parse.
+    #[error("log filter `{filter}` is not of the form `level` or `module=level,...`")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// Where it went wrong.
+        #[source]
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// A second initialisation in one process.
+    #[error("the log output is already set up")]
+    Installed(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Installs the process-wide log output.
+///
+/// # Errors
+/// [`LogsError::Filter`] when the filter does not parse, [`LogsError::Installed`] on a second call.
+pub fn init_logs(config: &Config) -> Result<(), LogsError> {
+    let filter = EnvFilter::try_new(&config.filter)
+        .map_err(|source| LogsError::Filter { filter: config.filter.clone(), source })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_span_events(FmtSpan::NONE);
+    match config.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).compact().try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    }
+    .map_err(LogsError::Installed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_format_is_named_with_the_known_ones() {
+        let error = "xml".parse::<LogFormat>().unwrap_err();
+        assert_eq!(error.to_string(), "unknown log format `xml`: use `text` or `json`");
+    }
+
+    #[test]
+    fn a_filter_that_does_not_parse_is_an_error_that_quotes_it() {
+        let config = Config { filter: "info,,=x=".to_owned(), ..Config::default() };
+        let error = init_logs(&config).unwrap_err();
+        assert!(error.to_string().contains("info,,=x="), "{error}");
+    }
+}

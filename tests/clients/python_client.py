@@ -1,0 +1,123 @@
+"""Drives a running Millgate with OpenAI's own Python client, as an application would.
+
+Environment: MILLGATE_URL (ends in /v1), MILLGATE_MODEL, MILLGATE_KEY (no limit in the way), MILLGATE_LIMITED_KEY (one request every two
+seconds), MILLGATE_REVOKED_KEY, MILLGATE_HIDDEN_MODEL (exists, but is not published to the caller's tier).
+Prints one line a check; the exit status is 0 only when every check held.
+"""
+
+import os
+import time
+
+import openai
+
+URL = os.environ["MILLGATE_URL"]
+MODEL = os.environ["MILLGATE_MODEL"]
+HELLO = [{"role": "user", "content": "Say hello."}]
+
+
+def client(key_variable, **options):
+    """A client for one of the keys; no silent retries unless a check asks for them."""
+    options.setdefault("max_retries", 0)
+    return openai.OpenAI(base_url=URL, api_key=os.environ[key_variable], **options)
+
+
+def raised(kind, call):
+    """The exception of class `kind` that `call` raises; anything else fails the check."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"expected {kind.__name__}, nothing was raised")
+
+
+def chat_answers_with_exact_usage():
+    reply = client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=12, seed=1)
+    usage = reply.usage
+    assert reply.object == "chat.completion" and reply.choices[0].message.role == "assistant"
+    assert reply.choices[0].finish_reason in ("stop", "length")
+    assert usage.prompt_tokens + usage.completion_tokens == usage.total_tokens
+    assert usage.prompt_tokens > 0 and 0 < usage.completion_tokens <= 12
+    assert usage.prompt_tokens_details.cached_tokens >= 0
+
+
+def a_stream_adds_up_to_the_plain_answer():
+    same = dict(model=MODEL, messages=HELLO, max_tokens=16, temperature=0.0)
+    plain = client("MILLGATE_KEY").chat.completions.create(**same)
+    stream = client("MILLGATE_KEY").chat.completions.create(**same, stream=True, stream_options={"include_usage": True})
+    text, reasons, usage = "", [], None
+    for chunk in stream:
+        assert chunk.object == "chat.completion.chunk"
+        if chunk.usage is not None:
+            usage = chunk.usage
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    assert text == plain.choices[0].message.content, (text, plain.choices[0].message.content)
+    assert reasons == [plain.choices[0].finish_reason]
+    assert usage is not None and usage.completion_tokens == plain.usage.completion_tokens
+
+
+def completions_take_text_and_return_choices():
+    reply = client("MILLGATE_KEY").completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, n=2, seed=7, temperature=0.9)
+    assert reply.object == "text_completion" and [c.index for c in reply.choices] == [0, 1]
+
+
+def logprobs_come_as_the_client_models_them():
+    reply = client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=3, logprobs=True, top_logprobs=2)
+    content = reply.choices[0].logprobs.content
+    assert content and all(len(entry.top_logprobs) == 2 and entry.logprob <= 0.0 for entry in content)
+
+
+def models_are_listed():
+    models = client("MILLGATE_KEY").models.list()
+    assert MODEL in [model.id for model in models.data]
+    assert client("MILLGATE_KEY").models.retrieve(MODEL).id == MODEL
+
+
+def errors_map_to_the_clients_classes():
+    good = client("MILLGATE_KEY")
+    ask = lambda who, **changes: who.chat.completions.create(**{"model": MODEL, "messages": HELLO, "max_tokens": 4, **changes})
+    bad = raised(openai.BadRequestError, lambda: ask(good, temperature=-3))
+    assert bad.status_code == 400 and bad.body["type"] == "invalid_request_error" and bad.body["param"] == "temperature"
+    refused = raised(openai.AuthenticationError, lambda: ask(client("MILLGATE_REVOKED_KEY")))
+    assert refused.status_code == 401 and refused.body["type"] == "authentication_error"
+    missing = raised(openai.NotFoundError, lambda: ask(good, model="no-such-model"))
+    assert missing.status_code == 404 and missing.body["type"] == "not_found_error"
+    hidden = raised(openai.PermissionDeniedError, lambda: ask(good, model=os.environ["MILLGATE_HIDDEN_MODEL"]))
+    assert hidden.status_code == 403 and hidden.body["type"] == "authorization_error"
+
+
+def a_limit_is_a_rate_limit_error_and_automatic_retry_gets_through():
+    limited = client("MILLGATE_LIMITED_KEY")
+    ask = lambda who: who.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=2)
+    ask(limited)
+    error = raised(openai.RateLimitError, lambda: ask(limited))
+    assert error.status_code == 429 and error.body["type"] == "rate_limit_error", error.body
+    wait = int(error.response.headers["retry-after-ms"]) / 1000
+    assert 0 < wait <= 2.1 and int(error.response.headers["retry-after"]) >= wait
+    began = time.monotonic()
+    ask(client("MILLGATE_LIMITED_KEY", max_retries=2))
+    assert time.monotonic() - began >= wait * 0.5, "the retry did not wait as the header says"
+
+
+def leaving_a_stream_closes_it():
+    stream = client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=200, stream=True)
+    next(iter(stream))
+    stream.close()
+
+
+CHECKS = [
+    chat_answers_with_exact_usage,
+    a_stream_adds_up_to_the_plain_answer,
+    completions_take_text_and_return_choices,
+    logprobs_come_as_the_client_models_them,
+    models_are_listed,
+    errors_map_to_the_clients_classes,
+    a_limit_is_a_rate_limit_error_and_automatic_retry_gets_through,
+    leaving_a_stream_closes_it,
+]
+
+if __name__ == "__main__":
+    for check in CHECKS:
+        check()
+        print(f"held: {check.__name__}", flush=True)
