@@ -86,6 +86,9 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Texts that end a choice; they are not part of its text.
     pub stop: Vec<String>,
+    /// Whether the completion continues the prompt's own text, as a raw completion does and a chat answer does not: a
+    /// space at its beginning is then part of the text, whatever the tokenizer.
+    pub continues_text: bool,
     /// Report the prompt's own log probabilities with this many alternatives a token; such a request skips the
     /// prefix cache.
     pub prompt_logprobs: Option<u8>,
