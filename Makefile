@@ -1,0 +1,42 @@
+# Millgate's everyday commands. `make serve` needs Rust and a C compiler; `make test` also Python 3 (with venv) and Node.
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+MILLGATE   := $(TARGET_DIR)/release/millgate
+# Arguments for the program: make serve ARGS="--model qwen=hf:Qwen/Qwen3-0.6B"
+ARGS       ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve build test check fmt bench parity demo clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+serve: build ## Build the release binary and serve the bundled demo model
+	@$(MILLGATE) serve $(ARGS)
+
+build: ## Build the release binary
+	cargo build --release --bin millgate
+
+test: ## Everything: unit, property, integration and the official OpenAI clients
+	bash tests/clients/install.sh
+	cargo test --workspace
+
+check: ## Formatting, lints and documentation, all warnings as errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+fmt: ## Format the code
+	cargo fmt --all
+
+bench: build ## Micro-benchmarks, then a serving benchmark against the demo model
+	cargo bench --workspace
+	bash benches/serving.sh $(MILLGATE) $(ARGS)
+
+parity: ## Make the expected outputs of the model tests again (needs Python; downloads PyTorch)
+	bash models/tests/parity/make.sh
+
+demo: ## Make the demo model again: corpus, tokenizer, training (needs Python; downloads PyTorch)
+	bash models/demo/make.sh
+
+clean: ## Remove build outputs, never data
+	cargo clean

@@ -1,0 +1,21 @@
+//! Configuration: a raw mirror of `millgate.toml`, the environment and the command line, resolved into checked types.
+//!
+//! Read twice, guessed never. [`RawConfig`] accepts exactly the documented keys and already parses units, so that a
+//! wrong value is reported with its line. [`resolve`] checks what spans several keys and hands each module its own
+//! `Config`. Nothing else in the program reads the environment.
+
+mod environment;
+mod file;
+mod raw;
+mod reference;
+mod resolve;
+mod show;
+mod units;
+
+pub use environment::Environment;
+pub use file::{ConfigError, DEFAULT_FILE, find_file, read_file};
+pub use raw::{RawConfig, RawModel};
+pub use reference::{KEYS, Key, example_file, reference_page};
+pub use resolve::{HubSettings, ModelSettings, Overrides, Secret, Settings, resolve};
+pub use show::show;
+pub use units::{ByteSize, MemoryBound, Span, UnitError};

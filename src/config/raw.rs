@@ -1,0 +1,189 @@
+//! The raw mirror of `millgate.toml`: exactly the documented keys, all optional, units parsed on the way in.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::units::{ByteSize, MemoryBound, Span};
+
+/// The whole file. A key that is not listed here is an error, and the error lists the keys that are.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// `[server]`: addresses, bounds and shutdown.
+    pub server: RawServer,
+    /// `[store]`: where durable data lives.
+    pub store: RawStore,
+    /// `[engine]`: how requests are batched.
+    pub engine: RawEngine,
+    /// `[memory]`: how much the models may take together.
+    pub memory: RawMemory,
+    /// `[cpu]`: threads.
+    pub cpu: RawCpu,
+    /// `[keys]`: API keys.
+    pub keys: RawKeys,
+    /// `[hub]`: where `hf:` models come from.
+    pub hub: RawHub,
+    /// `[log]`: what is logged and how.
+    pub log: RawLog,
+    /// `[[models]]`: what is served.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<RawModel>,
+}
+
+/// `[server]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawServer {
+    /// See [`super::KEYS`] for every key's meaning, unit and default.
+    pub listen: Option<SocketAddr>,
+    /// A second listener for probes and metrics.
+    pub ops_listen: Option<SocketAddr>,
+    /// How long streams may finish after a stop was asked for.
+    pub drain_timeout: Option<Span>,
+    /// The largest request body.
+    pub body_limit: Option<ByteSize>,
+    /// The longest time for a client to send its headers and body.
+    pub read_timeout: Option<Span>,
+    /// Web origins that browsers may call from.
+    pub cors_origins: Option<Vec<String>>,
+    /// Networks of proxies whose forwarded address is believed.
+    pub trusted_proxies: Option<Vec<String>>,
+}
+
+/// `[store]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawStore {
+    /// The data directory.
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `[engine]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawEngine {
+    /// The longest step while somebody is decoding.
+    pub max_step: Option<Span>,
+    /// Tokens one step may compute.
+    pub step_tokens: Option<usize>,
+    /// Sequences that may run at once.
+    pub max_running: Option<usize>,
+    /// Requests that may wait.
+    pub queue_requests: Option<usize>,
+    /// Prompt tokens that may wait.
+    pub queue_tokens: Option<usize>,
+    /// How long a request may wait for its start.
+    pub queue_timeout: Option<Span>,
+    /// How long a request may stand without an allowance.
+    pub park_timeout: Option<Span>,
+    /// Whether prompts reuse computed prefixes.
+    pub prefix_cache: Option<bool>,
+}
+
+/// `[memory]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawMemory {
+    /// All models together.
+    pub limit: Option<MemoryBound>,
+    /// The default KV cache of a model.
+    pub kv_cache: Option<ByteSize>,
+}
+
+/// `[cpu]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCpu {
+    /// Worker threads.
+    pub threads: Option<usize>,
+}
+
+/// `[keys]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawKeys {
+    /// Live keys a user may own.
+    pub max_per_user: Option<u32>,
+}
+
+/// `[hub]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHub {
+    /// The hub's address.
+    pub endpoint: Option<String>,
+    /// Where downloads are kept.
+    pub home: Option<PathBuf>,
+}
+
+/// `[log]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLog {
+    /// Which records are written.
+    pub level: Option<String>,
+    /// How they look.
+    pub format: Option<RawLogFormat>,
+}
+
+/// How log records look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawLogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// One `[[models]]` entry.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawModel {
+    /// The name clients use.
+    pub name: String,
+    /// Where the files are.
+    pub source: String,
+    /// The name people see.
+    pub display_name: Option<String>,
+    /// Which tiers may use it.
+    pub tiers: Option<RawTiers>,
+    /// A shorter context than the model's own.
+    pub context_window: Option<usize>,
+    /// The size of its KV cache.
+    pub kv_memory: Option<ByteSize>,
+    /// The number format of its KV cache.
+    pub kv_dtype: Option<RawKvDtype>,
+}
+
+/// `tiers = "all"` or a list of names.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "`tiers` is \"all\" or a list of tier names such as [\"free\", \"premium\"]")]
+pub enum RawTiers {
+    /// Every tier, present and future.
+    All(All),
+    /// These tiers only; an empty list publishes the model to nobody.
+    Listed(Vec<String>),
+}
+
+/// The word `all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum All {
+    /// Every tier.
+    All,
+}
+
+/// The number format of a KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RawKvDtype {
+    /// f32 for f32 models, else bf16.
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    Bf16,
+}

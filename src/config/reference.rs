@@ -1,0 +1,223 @@
+//! Every configuration key with its meaning, unit, default and reason: the one source of docs/config.md and the example file.
+
+use std::fmt::Write as _;
+
+/// One documented key.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// The table it stands in, such as `server`; `models` is a list of tables.
+    pub table: &'static str,
+    /// Its name inside the table.
+    pub name: &'static str,
+    /// What kind of value it takes, with its unit.
+    pub kind: &'static str,
+    /// What holds when it is not set.
+    pub default: &'static str,
+    /// A value as it is written in TOML; the example file shows it.
+    pub example: &'static str,
+    /// What it does and why one would change it.
+    pub about: &'static str,
+}
+
+const fn key(
+    table: &'static str,
+    name: &'static str,
+    kind: &'static str,
+    default: &'static str,
+    example: &'static str,
+) -> Key {
+    Key { table, name, kind, default, example, about: "" }
+}
+
+impl Key {
+    const fn about(mut self, about: &'static str) -> Self {
+        self.about = about;
+        self
+    }
+}
+
+const TABLES: &[(&str, &str)] = &[
+    ("server", "Addresses, bounds and shutdown."),
+    ("store", "Where durable data lives."),
+    ("engine", "How requests are batched. The defaults suit most machines."),
+    (
+        "memory",
+        "How much memory models may take. Each gets a fixed share before it loads; what does not fit is refused.",
+    ),
+    ("cpu", "Threads."),
+    ("keys", "API keys."),
+    ("hub", "Where `hf:` models come from. The access token is read from the environment only (`HF_TOKEN`)."),
+    ("log", "What is logged. Prompts, outputs, keys and addresses never are."),
+    ("models", "One `[[models]]` table a model. Without any, the bundled demo model is served as `demo`."),
+];
+
+/// Every key the file may hold, in the order of the documentation.
+pub const KEYS: &[Key] = &[
+    key("server", "listen", "address:port", "127.0.0.1:8080", "\"127.0.0.1:8080\"")
+        .about("Where the API listens. Only this machine by default: put 0.0.0.0:8080 here once keys and a TLS proxy are in place."),
+    key("server", "ops_listen", "address:port", "unset", "\"127.0.0.1:9090\"")
+        .about("A second listener for probes and metrics, without a credential. While unset they are on the main one."),
+    key("server", "drain_timeout", "duration", "30s", "\"30s\"")
+        .about("How long streams in flight may go on after SIGTERM. Keep it below the supervisor's kill timeout."),
+    key("server", "body_limit", "bytes", "4MiB", "\"4MiB\"")
+        .about("The largest request body; more is a 413. A 128k-token prompt is about half a MiB."),
+    key("server", "read_timeout", "duration", "30s", "\"30s\"")
+        .about("How long a client may take to send its request. Bounds what a slow or hostile sender can hold open."),
+    key("server", "cors_origins", "list of origins", "none", "[\"https://chat.example.com\"]")
+        .about("Web pages from these origins may call the API from a browser. `*` allows any; keys are still needed."),
+    key("server", "trusted_proxies", "list of networks", "none", "[\"10.0.0.0/8\"]")
+        .about("Proxies whose X-Forwarded-For is believed when failed credentials are counted per source."),
+    key("store", "data_dir", "folder", "millgate-data", "\"millgate-data\"")
+        .about("Users, key digests, tiers, the ledger. One process owns it; back it up."),
+    key("engine", "max_step", "duration", "60ms", "\"60ms\"")
+        .about("A step with somebody decoding lasts at most this long; longer prompts are computed in pieces. Less: smoother streams. More: faster prompts."),
+    key("engine", "step_tokens", "tokens", "512", "512")
+        .about("The most tokens one step computes; sizes the workspace."),
+    key("engine", "max_running", "sequences", "as many as the model has output rows", "64")
+        .about("How many sequences decode together. More raises throughput and each one's time between tokens."),
+    key("engine", "queue_requests", "requests", "1024", "1024")
+        .about("How many requests may wait for a place; the next gets 503 with Retry-After."),
+    key("engine", "queue_tokens", "tokens", "1048576", "1048576")
+        .about("How many prompt tokens may wait: bounds the memory of the queue and the wait behind few huge prompts."),
+    key("engine", "queue_timeout", "duration", "10m", "\"10m\"")
+        .about("How long a request may wait for its start; common clients give up after ten minutes."),
+    key("engine", "park_timeout", "duration", "2s", "\"2s\"")
+        .about("How long a request at the end of its allowance keeps its place while a limit refills."),
+    key("engine", "prefix_cache", "true or false", "true", "true")
+        .about("Reuse the computed beginning of a prompt for the same user. Off only to measure."),
+    key("memory", "limit", "bytes or share", "80%", "\"80%\"")
+        .about("All models together: weights, workspaces and KV caches. A share is of what the machine or its control group allows."),
+    key("memory", "kv_cache", "bytes", "a quarter of what is left", "\"2GiB\"")
+        .about("The KV cache of each model that does not set `kv_memory`. More lets more and longer conversations run together."),
+    key("cpu", "threads", "threads", "the control group's quota, else physical cores", "8")
+        .about("Worker threads of the one pool that all models share."),
+    key("keys", "max_per_user", "keys", "50", "50").about("How many live API keys one user may own."),
+    key("hub", "endpoint", "URL", "https://huggingface.co", "\"https://huggingface.co\"")
+        .about("The hub or a mirror of it; `HF_ENDPOINT` is used when this is unset."),
+    key("hub", "home", "folder", "HF_HOME, else ~/.cache/huggingface", "\"/var/cache/huggingface\"")
+        .about("Where downloads are kept, in the hub's own layout, so that other programs find them too."),
+    key("log", "level", "filter", "info", "\"info\"")
+        .about("error, warn, info, debug or trace, also per module (`info,millgate::engine=debug`). `MILLGATE_LOG` wins over it."),
+    key("log", "format", "text or json", "text", "\"text\"").about("`json` writes one object a line, for log collectors."),
+    key("models", "name", "name", "required", "\"qwen\"")
+        .about("What clients put into `model`: lower-case letters, digits, `-`, `_`, `.`; no `/`."),
+    key("models", "source", "source", "required", "\"hf:Qwen/Qwen3-0.6B\"")
+        .about("`builtin:demo`, `hf:org/name[@revision]`, a folder in Hugging Face layout, or a `.gguf` file."),
+    key("models", "display_name", "text", "the name", "\"Qwen3 0.6B\"").about("What people see in lists."),
+    key("models", "tiers", "\"all\" or list of tiers", "\"all\"", "\"all\"")
+        .about("Which tiers may use it. A user has the models of the own tier only, not those of lower tiers."),
+    key("models", "context_window", "tokens", "the model's own", "8192")
+        .about("The longest prompt plus answer. Shorter than the model's own saves KV cache for more users."),
+    key("models", "kv_memory", "bytes", "memory.kv_cache", "\"2GiB\"").about("This model's KV cache."),
+    key("models", "kv_dtype", "auto, f32 or bf16", "auto", "\"auto\"")
+        .about("Number format of the KV cache: f32 for f32 models, else bf16. bf16 halves it."),
+];
+
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("MILLGATE_CONFIG", "the configuration file, when `--config` is not given"),
+    ("MILLGATE_ADMIN_KEY", "the bootstrap key of `admin`: a well-formed key or a secret of 24 characters or more"),
+    ("MILLGATE_API_KEY", "the key `chat`, `bench` and the administration commands use, when `--key` is not given"),
+    ("MILLGATE_URL", "the server these commands talk to, when `--url` is not given"),
+    ("MILLGATE_LOG", "log filter; wins over `log.level`. `RUST_LOG` is read when it is unset"),
+    ("HF_TOKEN", "access token for gated models"),
+    ("HF_HOME", "where downloads are kept, when `hub.home` is not set"),
+    ("HF_ENDPOINT", "the hub or its mirror, when `hub.endpoint` is not set"),
+];
+
+/// The text of docs/config.md.
+#[must_use]
+pub fn reference_page() -> String {
+    let mut page = String::from(
+        "# Configuration\n\nMade by `millgate config reference`; do not edit. Every key is optional. Unknown keys are errors.\n\
+         `millgate config check FILE` checks a file, `millgate config show` prints what is in effect.\n\
+         Command-line options win over the file. Durations are `250ms`, `30s`, `5m`, `2h`, `7d`; amounts of memory `512MiB`, `4GiB`.\n",
+    );
+    for (table, about) in TABLES {
+        let brackets = if *table == "models" { format!("[[{table}]]") } else { format!("[{table}]") };
+        let _ = write!(page, "\n## `{brackets}`\n\n{about}\n\n| key | value | default | |\n|---|---|---|---|\n");
+        for key in KEYS.iter().filter(|key| key.table == *table) {
+            let _ = writeln!(page, "| `{table}.{}` | {} | {} | {} |", key.name, key.kind, key.default, key.about);
+        }
+    }
+    page.push_str("\n## Environment\n\n| variable | |\n|---|---|\n");
+    for (name, about) in ENVIRONMENT {
+        let _ = writeln!(page, "| `{name}` | {about} |");
+    }
+    page
+}
+
+/// The text of millgate.example.toml: every key, commented out unless it is needed to be valid.
+#[must_use]
+pub fn example_file() -> String {
+    let mut file = String::from(
+        "# Every key of millgate.toml with an example value. Copy what you need; all keys are optional.\n\
+         # Made by `millgate config example`; docs/config.md has the same as a table.\n",
+    );
+    for (table, about) in TABLES {
+        let brackets = if *table == "models" { format!("[[{table}]]") } else { format!("[{table}]") };
+        let _ = write!(file, "\n# {about}\n{brackets}\n");
+        for key in KEYS.iter().filter(|key| key.table == *table) {
+            let _ = write!(
+                file,
+                "# {}\n# {}; default: {}.\n{} = {}\n",
+                key.about, key.kind, key.default, key.name, key.example
+            );
+        }
+    }
+    file
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawConfig;
+
+    fn workspace_file(path: &str) -> String {
+        std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+    }
+
+    /// The keys serde knows for a table: an unknown key's error lists them all.
+    fn keys_of(table: &str) -> Vec<String> {
+        let brackets = if table == "models" { "[[models]]" } else { &format!("[{table}]") };
+        let error = toml::from_str::<RawConfig>(&format!("{brackets}\nzzz = 1\n")).unwrap_err();
+        let (_, listed) = error.message().split_once("expected ").unwrap();
+        listed.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_key_of_the_file_is_documented_and_every_documented_key_exists() {
+        for (table, _) in TABLES {
+            let documented: Vec<&str> = KEYS.iter().filter(|key| key.table == *table).map(|key| key.name).collect();
+            assert_eq!(keys_of(table), documented, "[{table}]");
+        }
+        let error = toml::from_str::<RawConfig>("zzz = 1").unwrap_err().to_string();
+        for (table, _) in TABLES {
+            assert!(error.contains(&format!("`{table}`")), "{error}");
+        }
+        assert!(
+            KEYS.iter().all(|key| key.about.ends_with(['.', '?']) && !key.kind.is_empty() && !key.default.is_empty())
+        );
+    }
+
+    #[test]
+    fn the_example_file_and_the_reference_page_are_up_to_date() {
+        let page = workspace_file("docs/config.md");
+        assert_eq!(page, reference_page(), "run `millgate config reference > docs/config.md`");
+        let example = workspace_file("millgate.example.toml");
+        assert_eq!(example, example_file(), "run `millgate config example > millgate.example.toml`");
+    }
+
+    #[test]
+    fn the_example_file_is_valid_and_sets_every_key() {
+        let raw: RawConfig = toml::from_str(&example_file()).unwrap();
+        let written = toml::to_string(&raw).unwrap();
+        for key in KEYS {
+            assert!(
+                written.contains(&format!("{} = ", key.name)),
+                "{}.{} is not set by the example",
+                key.table,
+                key.name
+            );
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Turns the raw file, the environment and the command line into checked settings: defaults here, once.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use millgate_models::{KvDtypeChoice, Source};
+
+use crate::engine::Config as EngineConfig;
+use crate::telemetry::{Config as LogConfig, LogFormat};
+
+use super::environment::Environment;
+use super::file::{ConfigError, line_of};
+use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers};
+use super::units::{ByteSize, MemoryBound};
+
+/// What the command line says; it wins over the file.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--model NAME=SOURCE`, each replacing the file's model of that name or added to the list.
+    pub models: Vec<(String, String)>,
+}
+
+/// Everything in effect, checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// Where probes and metrics listen, if apart.
+    pub ops_listen: Option<SocketAddr>,
+    /// How long streams may finish after a stop was asked for.
+    pub drain_timeout: Duration,
+    /// The largest request body, in bytes.
+    pub body_limit: ByteSize,
+    /// How long a client may take to send a request.
+    pub read_timeout: Duration,
+    /// Origins browsers may call from.
+    pub cors_origins: Vec<String>,
+    /// Proxies whose forwarded address is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where durable data lives.
+    pub data_dir: PathBuf,
+    /// How each model's engine batches requests.
+    pub engine: EngineConfig,
+    /// The most tokens one step computes: sizes each model's workspace.
+    pub step_tokens: usize,
+    /// What all models may take together.
+    pub memory_limit: MemoryBound,
+    /// The KV cache of a model that sets none; a share of what is left when absent.
+    pub kv_cache: Option<ByteSize>,
+    /// Worker threads; the control group's quota when absent.
+    pub threads: Option<usize>,
+    /// Live keys a user may own.
+    pub max_keys_per_user: u32,
+    /// Where `hf:` models come from.
+    pub hub: HubSettings,
+    /// What is logged and how.
+    pub log: LogConfig,
+    /// What is served.
+    pub models: Vec<ModelSettings>,
+    /// The bootstrap key of `admin`, from the environment only.
+    pub admin_key: Option<Secret>,
+}
+
+/// `[hub]` and its environment, resolved.
+#[derive(Debug, Clone, Default)]
+pub struct HubSettings {
+    /// The hub's address; the public one when absent.
+    pub endpoint: Option<String>,
+    /// Where downloads are kept; the hub's own default when absent.
+    pub home: Option<PathBuf>,
+    /// Access token.
+    pub token: Option<Secret>,
+}
+
+/// One model to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// The name clients use.
+    pub name: String,
+    /// Where its files are.
+    pub source: Source,
+    /// The name people see.
+    pub display_name: Option<String>,
+    /// The tiers that may use it; all of them when absent.
+    pub tiers: Option<Vec<String>>,
+    /// A shorter context than the model's own, in tokens.
+    pub context_window: Option<usize>,
+    /// The size of its KV cache.
+    pub kv_memory: Option<ByteSize>,
+    /// The number format of its KV cache.
+    pub kv_dtype: KvDtypeChoice,
+}
+
+/// A value that must not be shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The value itself, for the one place that needs it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Checks and completes a configuration. `text` is the file's text, to name lines; empty without a file.
+///
+/// # Errors
+/// [`ConfigError::Value`] with the key, its line and what would be right.
+pub fn resolve(
+    raw: RawConfig,
+    text: &str,
+    environment: &Environment,
+    overrides: &Overrides,
+) -> Result<Settings, ConfigError> {
+    let at = Place { text };
+    let RawConfig { server, store, engine, memory, cpu, keys, hub, log, models } = raw;
+    let listen = overrides.listen.or(server.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
+    if server.ops_listen == Some(listen) && listen.port() != 0 {
+        return Err(at.wrong("server", 0, "ops_listen", "it is the same address as `server.listen`"));
+    }
+    let threads = cpu.threads.map(|threads| at.within("cpu", "threads", threads, 1, 1024)).transpose()?;
+    Ok(Settings {
+        listen,
+        ops_listen: server.ops_listen,
+        drain_timeout: server.drain_timeout.map_or(Duration::from_secs(30), |span| span.0),
+        body_limit: server.body_limit.unwrap_or(ByteSize(4 << 20)),
+        read_timeout: server.read_timeout.map_or(Duration::from_secs(30), |span| span.0),
+        cors_origins: at.origins(server.cors_origins.unwrap_or_default())?,
+        trusted_proxies: at.networks(&server.trusted_proxies.unwrap_or_default())?,
+        data_dir: overrides.data_dir.clone().or(store.data_dir).unwrap_or_else(|| PathBuf::from("millgate-data")),
+        step_tokens: at.within("engine", "step_tokens", engine.step_tokens.unwrap_or(512), 32, 65_536)?,
+        engine: at.engine(&engine)?,
+        memory_limit: memory.limit.unwrap_or(MemoryBound::Percent(80)),
+        kv_cache: memory.kv_cache,
+        threads,
+        max_keys_per_user: keys.max_per_user.unwrap_or(50),
+        hub: HubSettings {
+            endpoint: hub.endpoint.or_else(|| environment.hub_endpoint.clone()),
+            home: hub.home.or_else(|| environment.hub_home.clone()).or_else(|| default_hub_home(environment)),
+            token: environment.hub_token.clone().map(Secret),
+        },
+        log: LogConfig {
+            filter: environment.log_filter.clone().or(log.level).unwrap_or_else(|| "info".into()),
+            format: match log.format {
+                None | Some(RawLogFormat::Text) => LogFormat::Text,
+                Some(RawLogFormat::Json) => LogFormat::Json,
+            },
+        },
+        models: at.models(models, &overrides.models)?,
+        admin_key: environment.admin_key.clone().map(Secret),
+    })
+}
+
+fn default_hub_home(environment: &Environment) -> Option<PathBuf> {
+    environment.user_home.as_ref().map(|home| home.join(".cache").join("huggingface"))
+}
+
+/// The file's text, so that an error can say where.
+struct Place<'a> {
+    text: &'a str,
+}
+
+impl Place<'_> {
+    fn wrong(&self, table: &str, nth: usize, name: &str, problem: impl Into<String>) -> ConfigError {
+        let key = if table == "models" { format!("models[{nth}].{name}") } else { format!("{table}.{name}") };
+        ConfigError::Value { key, line: line_of(self.text, table, nth, name), problem: problem.into() }
+    }
+
+    fn within(&self, table: &str, name: &str, value: usize, least: usize, most: usize) -> Result<usize, ConfigError> {
+        if (least..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(self.wrong(table, 0, name, format!("{value} is outside {least} to {most}")))
+    }
+
+    fn engine(&self, raw: &RawEngine) -> Result<EngineConfig, ConfigError> {
+        let usual = EngineConfig::default();
+        let max_step = raw.max_step.map_or(usual.max_step, |span| span.0);
+        if max_step.is_zero() {
+            return Err(self.wrong("engine", 0, "max_step", "a step takes time; 60ms is usual"));
+        }
+        let within = |name, value, most| self.within("engine", name, value, 1, most);
+        Ok(EngineConfig {
+            max_step,
+            max_running: raw.max_running.map(|running| within("max_running", running, 4096)).transpose()?,
+            max_queue_requests: within(
+                "queue_requests",
+                raw.queue_requests.unwrap_or(usual.max_queue_requests),
+                1_000_000,
+            )?,
+            max_queue_tokens: within(
+                "queue_tokens",
+                raw.queue_tokens.unwrap_or(usual.max_queue_tokens),
+                1_000_000_000,
+            )?,
+            queue_timeout: raw.queue_timeout.map_or(usual.queue_timeout, |span| span.0),
+            park_timeout: raw.park_timeout.map_or(usual.park_timeout, |span| span.0),
+            prefix_cache: raw.prefix_cache.unwrap_or(usual.prefix_cache),
+            ..usual
+        })
+    }
+
+    fn networks(&self, texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
+        let parse = |text: &String| {
+            let address = || text.parse::<std::net::IpAddr>().map(IpNet::from);
+            text.parse::<IpNet>().or_else(|_| address()).map_err(|_| {
+                self.wrong(
+                    "server",
+                    0,
+                    "trusted_proxies",
+                    format!("`{text}` is no network; write 10.0.0.0/8 or one address"),
+                )
+            })
+        };
+        texts.iter().map(parse).collect()
+    }
+
+    fn origins(&self, origins: Vec<String>) -> Result<Vec<String>, ConfigError> {
+        let is_origin = |origin: &&String| {
+            let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            **origin != "*" && rest.is_none_or(|rest| rest.is_empty() || rest.contains('/'))
+        };
+        match origins.iter().find(is_origin) {
+            Some(wrong) => {
+                let problem = format!("`{wrong}` is no origin; write https://chat.example.com, without a path, or *");
+                Err(self.wrong("server", 0, "cors_origins", problem))
+            }
+            None => Ok(origins),
+        }
+    }
+
+    fn models(&self, raw: Vec<RawModel>, named: &[(String, String)]) -> Result<Vec<ModelSettings>, ConfigError> {
+        let mut models: Vec<ModelSettings> = Vec::new();
+        for (nth, model) in raw.into_iter().enumerate() {
+            let model = self.model(nth, model)?;
+            if models.iter().any(|other| other.name == model.name) {
+                return Err(self.wrong("models", nth, "name", format!("there is already a model `{}`", model.name)));
+            }
+            models.push(model);
+        }
+        for (name, source) in named {
+            let nth = models.len();
+            let model =
+                self.model(nth, RawModel { name: name.clone(), source: source.clone(), ..RawModel::default() })?;
+            match models.iter_mut().find(|other| other.name == model.name) {
+                Some(other) => other.source = model.source,
+                None => models.push(model),
+            }
+        }
+        if models.is_empty() {
+            let demo = RawModel { name: "demo".into(), source: "builtin:demo".into(), ..RawModel::default() };
+            models.push(self.model(0, demo)?);
+        }
+        Ok(models)
+    }
+
+    fn model(&self, nth: usize, raw: RawModel) -> Result<ModelSettings, ConfigError> {
+        check_model_name(&raw.name).map_err(|problem| self.wrong("models", nth, "name", problem))?;
+        let source =
+            raw.source.parse::<Source>().map_err(|error| self.wrong("models", nth, "source", error.to_string()))?;
+        if raw.context_window == Some(0) {
+            return Err(self.wrong("models", nth, "context_window", "it is in tokens and at least 1"));
+        }
+        Ok(ModelSettings {
+            name: raw.name,
+            source,
+            display_name: raw.display_name,
+            tiers: match raw.tiers {
+                None | Some(RawTiers::All(_)) => None,
+                Some(RawTiers::Listed(tiers)) => Some(tiers),
+            },
+            context_window: raw.context_window,
+            kv_memory: raw.kv_memory,
+            kv_dtype: match raw.kv_dtype.unwrap_or(RawKvDtype::Auto) {
+                RawKvDtype::Auto => KvDtypeChoice::Auto,
+                RawKvDtype::F32 => KvDtypeChoice::F32,
+                RawKvDtype::Bf16 => KvDtypeChoice::Bf16,
+            },
+        })
+    }
+}
+
+/// A model's name stands in URLs and in Prometheus labels, so it is kept simple.
+fn check_model_name(name: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if name.is_empty() {
+        return Err("every model needs a name, such as \"qwen\"".into());
+    }
+    if name.len() > 128 || !name.chars().all(is_plain) || !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return Err(format!(
+            "`{name}` is no model name; use letters, digits, `-`, `_` and `.`, starting with a letter or digit"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve_text(text: &str) -> Result<Settings, ConfigError> {
+        resolve(toml::from_str(text).unwrap(), text, &Environment::default(), &Overrides::default())
+    }
+
+    #[test]
+    fn an_empty_file_serves_the_demo_model_on_this_machine_only() {
+        let settings = resolve_text("").unwrap();
+        assert!(settings.listen.ip().is_loopback());
+        assert_eq!(settings.models.len(), 1);
+        assert_eq!(settings.models[0].name, "demo");
+        assert_eq!(settings.models[0].source.to_string(), "builtin:demo");
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let text =
+            "[server]\nlisten = \"127.0.0.1:1\"\n[[models]]\nname = \"a\"\nsource = \"x\"\ncontext_window = 64\n";
+        let overrides = Overrides {
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 2))),
+            data_dir: Some("elsewhere".into()),
+            models: vec![("a".into(), "y.gguf".into()), ("b".into(), "hf:org/b".into())],
+        };
+        let settings = resolve(toml::from_str(text).unwrap(), text, &Environment::default(), &overrides).unwrap();
+        assert_eq!(settings.listen.port(), 2);
+        assert_eq!(settings.data_dir, PathBuf::from("elsewhere"));
+        let models: Vec<(String, String)> =
+            settings.models.iter().map(|m| (m.name.clone(), m.source.to_string())).collect();
+        assert_eq!(models, [("a".into(), "y.gguf".into()), ("b".into(), "hf:org/b".into())]);
+        assert_eq!(settings.models[0].context_window, Some(64));
+    }
+
+    #[test]
+    fn what_cannot_work_is_named_with_its_key_and_line() {
+        let cases = [
+            ("[[models]]\nname = \"a/b\"\nsource = \"x\"\n", "`models[0].name` (line 2)"),
+            (
+                "[[models]]\nname = \"a\"\nsource = \"x\"\n[[models]]\nsource = \"y\"\nname = \"a\"\n",
+                "`models[1].name` (line 6)",
+            ),
+            ("[[models]]\nname = \"a\"\nsource = \"builtin:x\"\n", "`models[0].source` (line 3)"),
+            ("[engine]\nstep_tokens = 1\n", "`engine.step_tokens` (line 2)"),
+            ("[server]\ncors_origins = [\"example.com\"]\n", "`server.cors_origins` (line 2)"),
+            ("[server]\ntrusted_proxies = [\"10.0.0.0/99\"]\n", "`server.trusted_proxies` (line 2)"),
+        ];
+        for (text, named) in cases {
+            let error = resolve_text(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_show_in_debug_output() {
+        let environment = Environment {
+            admin_key: Some("hush-hush".into()),
+            hub_token: Some("hf_hush".into()),
+            ..Environment::default()
+        };
+        let settings = resolve(RawConfig::default(), "", &environment, &Overrides::default()).unwrap();
+        assert!(!format!("{settings:?}{environment:?}").contains("hush"));
+    }
+}

@@ -1,0 +1,98 @@
+//! Prints what is in effect as a configuration file, secrets masked.
+
+use std::fmt::Write as _;
+
+use millgate_models::KvDtypeChoice;
+
+use crate::telemetry::LogFormat;
+
+use super::raw::{
+    All, RawConfig, RawCpu, RawEngine, RawHub, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory, RawModel,
+    RawServer, RawStore, RawTiers,
+};
+use super::resolve::{ModelSettings, Settings};
+use super::units::Span;
+
+/// The settings as `millgate.toml` would have them; what comes from the environment stands in comments.
+#[must_use]
+pub fn show(settings: &Settings) -> String {
+    let raw = effective(settings);
+    let mut text = toml::to_string(&raw).expect("the raw configuration holds only what TOML can");
+    for (name, secret) in [("MILLGATE_ADMIN_KEY", &settings.admin_key), ("HF_TOKEN", &settings.hub.token)] {
+        let state = secret.as_ref().map_or("not set", |_| "***");
+        let _ = write!(text, "\n# {name}: {state}");
+    }
+    text.push('\n');
+    text
+}
+
+fn effective(settings: &Settings) -> RawConfig {
+    let engine = &settings.engine;
+    RawConfig {
+        server: RawServer {
+            listen: Some(settings.listen),
+            ops_listen: settings.ops_listen,
+            drain_timeout: Some(Span(settings.drain_timeout)),
+            body_limit: Some(settings.body_limit),
+            read_timeout: Some(Span(settings.read_timeout)),
+            cors_origins: Some(settings.cors_origins.clone()),
+            trusted_proxies: Some(settings.trusted_proxies.iter().map(ToString::to_string).collect()),
+        },
+        store: RawStore { data_dir: Some(settings.data_dir.clone()) },
+        engine: RawEngine {
+            max_step: Some(Span(engine.max_step)),
+            step_tokens: Some(settings.step_tokens),
+            max_running: engine.max_running,
+            queue_requests: Some(engine.max_queue_requests),
+            queue_tokens: Some(engine.max_queue_tokens),
+            queue_timeout: Some(Span(engine.queue_timeout)),
+            park_timeout: Some(Span(engine.park_timeout)),
+            prefix_cache: Some(engine.prefix_cache),
+        },
+        memory: RawMemory { limit: Some(settings.memory_limit), kv_cache: settings.kv_cache },
+        cpu: RawCpu { threads: settings.threads },
+        keys: RawKeys { max_per_user: Some(settings.max_keys_per_user) },
+        hub: RawHub { endpoint: settings.hub.endpoint.clone(), home: settings.hub.home.clone() },
+        log: RawLog {
+            level: Some(settings.log.filter.clone()),
+            format: Some(match settings.log.format {
+                LogFormat::Text => RawLogFormat::Text,
+                LogFormat::Json => RawLogFormat::Json,
+            }),
+        },
+        models: settings.models.iter().map(effective_model).collect(),
+    }
+}
+
+fn effective_model(model: &ModelSettings) -> RawModel {
+    RawModel {
+        name: model.name.clone(),
+        source: model.source.to_string(),
+        display_name: model.display_name.clone(),
+        tiers: Some(model.tiers.clone().map_or(RawTiers::All(All::All), RawTiers::Listed)),
+        context_window: model.context_window,
+        kv_memory: model.kv_memory,
+        kv_dtype: Some(match model.kv_dtype {
+            KvDtypeChoice::Auto => RawKvDtype::Auto,
+            KvDtypeChoice::F32 => RawKvDtype::F32,
+            KvDtypeChoice::Bf16 => RawKvDtype::Bf16,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Overrides, example_file, resolve};
+
+    #[test]
+    fn what_is_shown_resolves_to_the_same_again_and_hides_secrets() {
+        let environment = Environment { admin_key: Some("hush-hush".into()), ..Environment::default() };
+        let text = example_file();
+        let settings = resolve(toml::from_str(&text).unwrap(), &text, &environment, &Overrides::default()).unwrap();
+        let shown = show(&settings);
+        assert!(!shown.contains("hush") && shown.contains("# MILLGATE_ADMIN_KEY: ***"));
+        let again = resolve(toml::from_str(&shown).unwrap(), &shown, &environment, &Overrides::default()).unwrap();
+        assert_eq!(show(&again), shown);
+    }
+}
