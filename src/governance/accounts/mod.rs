@@ -1,0 +1,17 @@
+//! The services behind accounts and administration: keys, users, tiers, models. All checks are here; HTTP only maps.
+//!
+//! Each change reads one policy version, decides, and commits on condition that the version is still that one; otherwise it
+//! decides again. So every rule that looks at other records (levels in use, number of keys) holds under concurrency.
+
+mod commit;
+mod keys;
+mod me;
+mod models;
+mod tiers;
+mod users;
+
+pub use keys::{Issued, Key, KeyPage, KeyStatus, NewKey};
+pub use me::Me;
+pub use models::{DeclaredModel, ModelPatch};
+pub use tiers::{Affected, DeletedTier, NewTier, TierPatch};
+pub use users::{NewUser, UserPatch};

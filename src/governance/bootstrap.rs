@@ -1,0 +1,143 @@
+//! The first start: default tiers, the user `admin`, and one key that is told once.
+
+use uuid::Uuid;
+
+use super::config::{Config, Secret};
+use super::error::StartError;
+use super::keys::{self, BOOTSTRAP_ID, BOOTSTRAP_MIN};
+use super::policy::ADMINS;
+use super::ports::{Change, Records, StoreError};
+use super::records::{KeyId, KeyRecord, LOCAL_ISSUER, Membership, MembershipSource, UserId, UserRecord};
+use super::tiers;
+
+/// The name of the first administrator.
+pub const ADMIN: &str = "admin";
+
+/// What the start made.
+#[derive(Debug, Default)]
+pub struct FirstStart {
+    /// The administrator's key, if this start made one: tell it once, it is not kept.
+    pub admin_key: Option<Secret>,
+    /// True when the store was empty.
+    pub is_first: bool,
+}
+
+/// Times a decision is made again because another process changed the policy meanwhile.
+const ATTEMPTS: usize = 16;
+
+/// Makes what is missing, in one transaction, whoever comes first.
+pub(super) async fn run(records: &dyn Records, config: &Config, now_us: i64) -> Result<FirstStart, StartError> {
+    for _ in 0..ATTEMPTS {
+        let version = records.policy_version().await?;
+        let (first, changes) = decide(records, config, version, now_us).await?;
+        if changes.is_empty() {
+            return Ok(first);
+        }
+        match records.change(version, changes).await {
+            Ok(_) => return Ok(first),
+            Err(StoreError::Changed { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(StartError::Store(StoreError::Unavailable {
+        operation: "make the first administrator",
+        message: "others keep changing the policy".into(),
+    }))
+}
+
+async fn decide(
+    records: &dyn Records,
+    config: &Config,
+    version: u64,
+    now_us: i64,
+) -> Result<(FirstStart, Vec<Change>), StartError> {
+    // Version 0 is a store that nobody has ever changed; an emptied one is not filled again.
+    let is_first = version == 0;
+    let mut changes = Vec::new();
+    let mut first = FirstStart { is_first, ..FirstStart::default() };
+    if is_first {
+        changes.extend(tiers::defaults().into_iter().map(Change::PutTier));
+    }
+    let known = records.user_by_subject(LOCAL_ISSUER, ADMIN).await?;
+    let (user, is_new) = match known {
+        Some(user) => (user, false),
+        None => (admin(now_us), true),
+    };
+    let wanted = config.admin_key.as_ref();
+    if is_new && (is_first || wanted.is_some()) {
+        changes.push(Change::PutUser(user.clone()));
+    }
+    match wanted {
+        Some(secret) => changes.extend(replace_bootstrap(records, &user, secret, now_us).await?),
+        None if is_first => {
+            let fresh = keys::mint().map_err(|error| StartError::Random(error.to_string()))?;
+            changes.push(Change::PutKey(bootstrap_key(&user, fresh.id, fresh.digest, now_us)));
+            first.admin_key = Some(fresh.text);
+        }
+        None => {}
+    }
+    Ok((first, changes))
+}
+
+/// The changes that make `secret` the one bootstrap key; none when it is already.
+async fn replace_bootstrap(
+    records: &dyn Records,
+    user: &UserRecord,
+    secret: &Secret,
+    now_us: i64,
+) -> Result<Vec<Change>, StartError> {
+    let text = secret.reveal();
+    let id = match keys::parse_key(text) {
+        Some(id) => id,
+        None if text.len() >= BOOTSTRAP_MIN && !text.starts_with(keys::PREFIX) => KeyId::from(BOOTSTRAP_ID),
+        None => return Err(StartError::WeakAdminKey),
+    };
+    let digest = keys::digest(text);
+    let old = records.bootstrap_keys().await?;
+    if old.iter().any(|key| key.id == id && keys::digests_match(&key.digest, &digest)) && old.len() == 1 {
+        return Ok(Vec::new());
+    }
+    if let Some((taken, _)) = records.key(&id).await?
+        && !taken.is_bootstrap
+    {
+        return Err(StartError::AdminKeyTaken);
+    }
+    let revoke = |key: KeyRecord| Change::PutKey(KeyRecord { revoked_at_us: Some(now_us), ..key });
+    let mut changes: Vec<Change> = old.into_iter().filter(|key| key.id != id).map(revoke).collect();
+    if !changes.is_empty() {
+        tracing::warn!("the administrator's bootstrap key was replaced by the configured one");
+    }
+    changes.push(Change::PutKey(bootstrap_key(user, id, digest, now_us)));
+    Ok(changes)
+}
+
+fn admin(now_us: i64) -> UserRecord {
+    UserRecord {
+        id: UserId(Uuid::now_v7()),
+        issuer: LOCAL_ISSUER.into(),
+        subject: ADMIN.into(),
+        name: ADMIN.into(),
+        active: true,
+        created_at_us: now_us,
+        groups: vec![Membership { group: ADMINS.into(), source: MembershipSource::Local }],
+    }
+}
+
+fn bootstrap_key(user: &UserRecord, id: KeyId, digest: [u8; 32], now_us: i64) -> KeyRecord {
+    KeyRecord {
+        id,
+        digest,
+        user: user.id,
+        name: "bootstrap".into(),
+        description: Some("the administrator's first key".into()),
+        labels: Default::default(),
+        models: None,
+        limits: Vec::new(),
+        parent: None,
+        is_bootstrap: true,
+        created_at_us: now_us,
+        expires_at_us: None,
+        revoked_at_us: None,
+        last_used_at_us: None,
+    }
+}

@@ -1,0 +1,185 @@
+//! The governor: who are you, may you, how much is left; and the background tasks that keep those answers true.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::bootstrap::{self, FirstStart};
+use super::clock::{Clock, micros};
+use super::config::Config;
+use super::edge::FailureGuard;
+use super::error::{AuthFailure, Denied, LimitStanding, Refusal, StandingError, StartError};
+use super::identity::Identities;
+use super::keys::Credential;
+use super::permit::{Ask, Permit};
+use super::policy::Principal;
+use super::ports::{Counters, Need, Records, Reserved};
+use super::rebuild;
+use super::settler::{self, Settler};
+
+/// Decides about every request; cheap to clone.
+#[derive(Clone)]
+pub struct Governor(pub(super) Arc<Core>);
+
+/// What all clones of a governor and all its permits share.
+pub(super) struct Core {
+    pub(super) records: Arc<dyn Records>,
+    pub(super) counters: Arc<dyn Counters>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) config: Config,
+    pub(super) identities: Identities,
+    pub(super) settler: Settler,
+    edge: FailureGuard,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    stop_settler: CancellationToken,
+}
+
+impl Governor {
+    /// Opens governance: recovers what the last process left open, rebuilds the counters, makes the first administrator.
+    ///
+    /// Nothing may be admitted before it returns.
+    ///
+    /// # Errors
+    /// [`StartError`] when the store cannot be read or written, or the configured admin key cannot be used.
+    pub async fn start(
+        records: Arc<dyn Records>,
+        counters: Arc<dyn Counters>,
+        clock: Arc<dyn Clock>,
+        config: Config,
+    ) -> Result<(Self, FirstStart), StartError> {
+        let first = bootstrap::run(records.as_ref(), &config, clock.now_us()).await?;
+        rebuild::recover(records.as_ref(), clock.as_ref()).await?;
+        let tables = records.policy().await?;
+        rebuild::restore(records.as_ref(), counters.as_ref(), &tables, clock.as_ref()).await?;
+        let mut salt_secret = [0; 32];
+        getrandom::fill(&mut salt_secret).map_err(|error| StartError::Random(error.to_string()))?;
+        let (settler, queue) = Settler::new();
+        let core = Arc::new(Core {
+            edge: FailureGuard::new(config.failed_credentials_per_minute, clock.clone()),
+            identities: Identities::new(tables, clock.now_us(), salt_secret),
+            records,
+            counters,
+            clock,
+            config,
+            settler,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            stop_settler: CancellationToken::new(),
+        });
+        core.tasks.spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone()));
+        core.tasks.spawn(watch(core.clone()));
+        Ok((Self(core), first))
+    }
+
+    /// Finds out who holds a credential.
+    ///
+    /// # Errors
+    /// [`AuthFailure`]; only a failing request is ever throttled.
+    pub async fn authenticate(&self, credential: &Credential, source: IpAddr) -> Result<Principal, AuthFailure> {
+        let core = &self.0;
+        let now_us = core.clock.now_us();
+        let stale_max = micros(core.config.stale_max);
+        if core.identities.unconfirmed_us(core.clock.steady_us()) > stale_max {
+            return Err(AuthFailure::Unavailable);
+        }
+        match core.identities.verify(core.records.as_ref(), credential, now_us).await {
+            Ok(Some(principal)) => Ok(principal),
+            Ok(None) => Err(match core.edge.failed(source) {
+                Ok(()) => AuthFailure::Invalid,
+                Err(retry_after) => AuthFailure::Throttled { retry_after },
+            }),
+            Err(error) => {
+                tracing::error!(%error, "cannot check a credential");
+                Err(AuthFailure::Unavailable)
+            }
+        }
+    }
+
+    /// Refuses at once who has no request or token left; consumes nothing.
+    ///
+    /// # Errors
+    /// [`Denied`] as an admission would say. When the counters cannot be reached it says nothing: admission will.
+    pub async fn peek(&self, who: &Principal, model: Option<&str>) -> Result<(), Box<Denied>> {
+        let core = &self.0;
+        let now_us = core.clock.now_us();
+        let model = model.filter(|model| who.policy.allows(model));
+        let plan = who.policy.plan(model, now_us);
+        let least = Need { requests: 1, prompt_tokens: 1, sequences: 1, ..Need::default() };
+        match core.counters.probe(&plan.charges, least).await {
+            Ok(Reserved::Refused { refusing, counts }) => Err(Box::new(plan.denied(&refusing, &counts, now_us))),
+            Ok(Reserved::Granted { .. }) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Charges a request on every limit that applies, or on none.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    ///
+    /// # Cancel
+    /// Dropping the future gives back what was charged, except the request unit.
+    pub async fn admit(&self, who: &Principal, ask: Ask) -> Result<Permit, Refusal> {
+        Permit::admit(&self.0, who, ask).await
+    }
+
+    /// Where every limit of the caller stands that applies to `model`, or to all models.
+    ///
+    /// # Errors
+    /// The counters cannot be reached.
+    pub async fn standing(&self, who: &Principal, model: Option<&str>) -> Result<Vec<LimitStanding>, StandingError> {
+        let now_us = self.0.clock.now_us();
+        let model = model.filter(|model| who.policy.allows(model));
+        let plan = who.policy.plan(model, now_us);
+        let counts = self.0.counters.peek(&plan.charges).await?;
+        Ok(plan.standing(&counts, now_us))
+    }
+
+    /// Settles what is still open in the background, writes what is due, and ends the tasks. Call it when no request runs.
+    pub async fn shutdown(&self) {
+        let core = &self.0;
+        core.settler.flush().await;
+        core.stop_settler.cancel();
+        core.stop.cancel();
+        core.tasks.close();
+        core.tasks.wait().await;
+    }
+}
+
+/// Follows the policy version of the store, writes "last used" now and then, forgets quiet sources.
+async fn watch(core: Arc<Core>) {
+    let mut next_used_us = core.clock.steady_us() + micros(core.config.last_used_every);
+    loop {
+        tokio::select! {
+            () = core.stop.cancelled() => break,
+            () = tokio::time::sleep(core.config.policy_poll.max(Duration::from_millis(1))) => {}
+        }
+        let asked_us = core.clock.steady_us();
+        match core.records.policy_version().await {
+            Ok(version) => {
+                core.identities.saw_version(version);
+                core.identities.confirm(asked_us);
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the policy version"),
+        }
+        if asked_us >= next_used_us {
+            next_used_us = asked_us + micros(core.config.last_used_every);
+            write_last_used(&core).await;
+            core.edge.forget_quiet();
+        }
+    }
+    write_last_used(&core).await;
+}
+
+async fn write_last_used(core: &Core) {
+    let used = core.identities.take_used();
+    if used.is_empty() {
+        return;
+    }
+    if let Err(error) = core.records.touch_keys(used).await {
+        tracing::warn!(%error, "cannot note when keys were last used");
+    }
+}

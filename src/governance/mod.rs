@@ -1,0 +1,43 @@
+//! Who may use which model, and how much: identity, tiers, limits, permits. No HTTP, no SQL, no tensors.
+//!
+//! [`Governor`] is the one handle: it authenticates, admits, tells standings, and holds the services for keys, users, tiers and
+//! models (the folder `accounts`). Storage is behind the two traits of [`ports`]. The arithmetic (`window`, `calendar`,
+//! `limits`, `tiers`, `reservation`) is pure and takes the time as an argument.
+
+mod accounts;
+mod bootstrap;
+pub mod calendar;
+pub mod clock;
+mod config;
+mod edge;
+mod error;
+mod governor;
+mod identity;
+pub mod keys;
+pub mod limits;
+mod permit;
+mod policy;
+pub mod ports;
+mod rebuild;
+pub mod records;
+mod reservation;
+mod settler;
+pub mod tier_files;
+pub mod tiers;
+pub mod window;
+
+pub use accounts::{
+    Affected, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me, ModelPatch, NewKey, NewTier, NewUser,
+    TierPatch, UserPatch,
+};
+pub use bootstrap::{ADMIN, FirstStart};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use config::{Config, Secret};
+pub use error::{AuthFailure, Denied, LimitStanding, Refusal, ServiceError, StandingError, StartError};
+pub use governor::Governor;
+pub use keys::Credential;
+pub use limits::{Limit, LimitSpec, Mode, Resource, Scope};
+pub use permit::{Ask, Permit, Scheduling};
+pub use policy::{ADMINS, AUTHENTICATED, Policy, Principal};
+pub use records::{KeyId, Status, Usage, UserId};
+pub use reservation::CompletionCap;

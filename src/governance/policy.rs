@@ -1,0 +1,288 @@
+//! What one caller may do: the tier their groups give them, the limits that apply, the models they see.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::calendar;
+use super::error::{Denied, LimitStanding};
+use super::limits::{Limit, Mode, Resource, Scope, Window};
+use super::ports::{Charge, Count, CounterKey, PolicyTables, Refusing, Retry};
+use super::records::{KeyId, KeyRecord, TierRecord, UserId};
+use super::tiers;
+
+/// The group that everybody authenticated is in.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// The group that administers this server.
+pub const ADMINS: &str = "millgate-admins";
+
+/// Who is calling, and what they may do.
+#[derive(Debug, Clone)]
+pub struct Principal {
+    /// Their stable internal id.
+    pub user: UserId,
+    /// Their name, for people.
+    pub name: Arc<str>,
+    /// Their groups, `system:authenticated` included, sorted.
+    pub groups: Arc<[String]>,
+    /// The key they came with.
+    pub key: Option<KeyId>,
+    /// Tier, limits and models.
+    pub policy: Arc<Policy>,
+    /// Whether they administer this server.
+    pub is_admin: bool,
+    /// When the key stops working; keys made with it do not live longer.
+    pub(super) key_expires_at_us: Option<i64>,
+    /// Separates this user's cached prefixes from everybody else's.
+    pub(super) cache_salt: [u8; 16],
+}
+
+/// A limit with the words it is called by.
+#[derive(Debug)]
+struct Named {
+    limit: Limit,
+    name: Arc<str>,
+    window: Arc<str>,
+}
+
+/// The rules for one caller at one version.
+#[derive(Debug)]
+pub struct Policy {
+    /// The policy version it was made from.
+    pub version: u64,
+    /// The tier; `None`: no tier matches, nothing may be used.
+    pub tier: Option<Arc<TierRecord>>,
+    /// Rank of the tier among all tiers, 0 the lowest.
+    pub priority: u8,
+    user: UserId,
+    key: Option<KeyId>,
+    models: BTreeSet<Arc<str>>,
+    limits: Vec<Arc<Named>>,
+    has_model_limits: bool,
+    plans: Mutex<HashMap<Option<String>, Arc<Plan>>>,
+}
+
+impl Policy {
+    /// Works out what a user in `groups` may do with `key`.
+    pub(super) fn new(tables: &PolicyTables, user: UserId, groups: &[String], key: Option<&KeyRecord>) -> Self {
+        let tier = tiers::resolve(&tables.tiers, groups).cloned().map(Arc::new);
+        let mut limits = Vec::new();
+        if let Some(tier) = &tier {
+            limits.extend(tier.limits.iter().map(|limit| Arc::new(Named::new(&tier.name, limit))));
+            let key_limits = key.map(|key| key.limits.as_slice()).unwrap_or_default();
+            limits.extend(key_limits.iter().map(|limit| Arc::new(Named::new("key", limit))));
+        }
+        let models = match &tier {
+            None => BTreeSet::new(),
+            Some(tier) => visible_models(tables, tier, key),
+        };
+        Self {
+            version: tables.version,
+            priority: tier.as_ref().map_or(0, |tier| tiers::rank(&tables.tiers, tier.level)),
+            user,
+            key: key.map(|key| key.id.clone()),
+            has_model_limits: limits.iter().any(|named| named.limit.model.is_some()),
+            tier,
+            models,
+            limits,
+            plans: Mutex::default(),
+        }
+    }
+
+    /// The name of the tier.
+    pub fn tier_name(&self) -> Option<&str> {
+        self.tier.as_ref().map(|tier| tier.name.as_str())
+    }
+
+    /// True when requests for `model` are allowed.
+    pub fn allows(&self, model: &str) -> bool {
+        self.models.contains(model)
+    }
+
+    /// The models that are visible, by name.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        self.models.iter().map(AsRef::as_ref)
+    }
+
+    /// The limits that apply, in words.
+    pub fn limits(&self) -> impl Iterator<Item = &Limit> {
+        self.limits.iter().map(|named| &named.limit)
+    }
+
+    /// The counters a request for `model` charges; `None`: those of limits over all models.
+    pub(super) fn plan(&self, model: Option<&str>, now_us: i64) -> Arc<Plan> {
+        let model = model.filter(|_| self.has_model_limits);
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = model.map(str::to_owned);
+        if let Some(plan) = plans.get(&model)
+            && plan.fresh_from_us <= now_us
+            && now_us < plan.fresh_until_us
+        {
+            return plan.clone();
+        }
+        let plan = Arc::new(self.make_plan(model.as_deref(), now_us));
+        plans.insert(model, plan.clone());
+        plan
+    }
+
+    fn make_plan(&self, model: Option<&str>, now_us: i64) -> Plan {
+        let mut plan =
+            Plan { charges: Arc::default(), marks: Vec::new(), fresh_from_us: i64::MIN, fresh_until_us: i64::MAX };
+        let mut charges: Vec<Charge> = Vec::new();
+        for named in &self.limits {
+            let limit = &named.limit;
+            if limit.model.is_some() && limit.model.as_deref() != model {
+                continue;
+            }
+            let tier = self.tier_name().unwrap_or_default();
+            let Some(key) = CounterKey::for_subject(limit, self.user, self.key.as_ref(), tier) else {
+                continue;
+            };
+            let charge = charges.iter().position(|charge| charge.key == key).unwrap_or_else(|| {
+                charges.push(Charge { key, hard: None, bounds: plan.bounds_of(limit, now_us) });
+                charges.len() - 1
+            });
+            if limit.mode == Mode::Hard {
+                let hard = &mut charges[charge].hard;
+                *hard = Some(hard.map_or(limit.amount, |other| other.min(limit.amount)));
+            }
+            plan.marks.push(Mark { named: named.clone(), charge });
+        }
+        plan.charges = charges.into();
+        plan
+    }
+}
+
+fn visible_models(tables: &PolicyTables, tier: &TierRecord, key: Option<&KeyRecord>) -> BTreeSet<Arc<str>> {
+    let allowed = key.and_then(|key| key.models.as_ref());
+    tables
+        .models
+        .iter()
+        .filter(|model| model.published.includes(&tier.name))
+        .filter(|model| allowed.is_none_or(|names| names.contains(&model.name)))
+        .map(|model| model.name.as_str().into())
+        .collect()
+}
+
+impl Named {
+    fn new(owner: &str, limit: &Limit) -> Self {
+        Self { name: format!("{owner}: {limit}").into(), window: limit.window_text().into(), limit: limit.clone() }
+    }
+}
+
+/// One limit and the charge it watches; a hard and a soft limit may watch the same one.
+#[derive(Debug)]
+struct Mark {
+    named: Arc<Named>,
+    charge: usize,
+}
+
+/// The counters one request charges, and the limits that watch them.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) charges: Arc<[Charge]>,
+    marks: Vec<Mark>,
+    fresh_from_us: i64,
+    fresh_until_us: i64,
+}
+
+impl Plan {
+    /// The calendar periods of a limit; the plan is good until the first of them ends.
+    fn bounds_of(&mut self, limit: &Limit, now_us: i64) -> Option<calendar::Bounds> {
+        let Window::Calendar(period, zone) = &limit.window else {
+            return None;
+        };
+        let bounds = calendar::bounds(*period, zone, now_us);
+        self.fresh_from_us = self.fresh_from_us.max(bounds.start_us);
+        self.fresh_until_us = self.fresh_until_us.min(bounds.end_us);
+        Some(bounds)
+    }
+
+    /// Where every limit stands, from the counts of its charges.
+    pub(super) fn standing(&self, counts: &[Count], now_us: i64) -> Vec<LimitStanding> {
+        self.marks.iter().map(|mark| mark.standing(counts[mark.charge], now_us)).collect()
+    }
+
+    /// True when a soft limit is exceeded.
+    pub(super) fn is_over_soft(&self, counts: &[Count]) -> bool {
+        self.marks.iter().any(|mark| {
+            let count = counts[mark.charge];
+            mark.named.limit.mode == Mode::Soft && count.used + count.held > mark.named.limit.amount
+        })
+    }
+
+    /// The refusal, named after the limit that makes the caller wait longest.
+    pub(super) fn denied(&self, refusing: &[Refusing], counts: &[Count], now_us: i64) -> Denied {
+        let worst = refusing
+            .iter()
+            .max_by_key(|one| match one.retry {
+                Retry::After(us) | Retry::Estimate(us) => us,
+                Retry::Never => i64::MAX,
+            })
+            .expect("a refusal names at least one counter that refused");
+        let mark = self
+            .marks
+            .iter()
+            .filter(|mark| mark.charge == worst.charge && mark.named.limit.mode == Mode::Hard)
+            .min_by_key(|mark| mark.named.limit.amount)
+            .expect("only a hard limit makes a counter refuse");
+        let (limit, count) = (&mark.named.limit, counts[worst.charge]);
+        Denied {
+            reason: limit.resource.exceeded(),
+            limit: mark.named.name.clone(),
+            resource: limit.resource,
+            window: mark.named.window.clone(),
+            scope: limit.scope,
+            used: count.used + count.held,
+            requested: worst.requested,
+            retry_after: match worst.retry {
+                Retry::After(us) | Retry::Estimate(us) => Some(duration(us)),
+                Retry::Never => None,
+            },
+            is_estimate: matches!(worst.retry, Retry::Estimate(_)),
+            standing: self.standing(counts, now_us),
+        }
+    }
+}
+
+impl Plan {
+    /// The refusal when nobody can tell where the limits stand.
+    pub(super) fn unreachable() -> Denied {
+        Denied {
+            reason: "limits_unavailable",
+            limit: "limits cannot be checked at the moment".into(),
+            resource: Resource::Tokens,
+            window: "now".into(),
+            scope: Scope::User,
+            used: 0,
+            requested: 0,
+            retry_after: Some(Duration::from_secs(1)),
+            is_estimate: true,
+            standing: Vec::new(),
+        }
+    }
+}
+
+impl Mark {
+    fn standing(&self, count: Count, now_us: i64) -> LimitStanding {
+        let limit = &self.named.limit;
+        LimitStanding {
+            limit: self.named.name.clone(),
+            resource: limit.resource,
+            window: self.named.window.clone(),
+            scope: limit.scope,
+            mode: limit.mode,
+            model: limit.model.clone(),
+            amount: limit.amount,
+            used: count.used,
+            held: count.held,
+            remaining: limit.amount.saturating_sub(count.used).saturating_sub(count.held),
+            reset_after: duration(count.reset_after_us),
+            reset_at_us: now_us.saturating_add(count.reset_after_us),
+        }
+    }
+}
+
+fn duration(us: i64) -> Duration {
+    Duration::from_micros(u64::try_from(us).unwrap_or(0))
+}

@@ -1,0 +1,100 @@
+//! The task that settles what nobody waits for: permits that were dropped, and admissions that were cancelled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::ports::{Commit, Counters, JournalEntry, Records};
+use super::records::{LedgerRecord, Usage};
+
+/// Something that must still be settled.
+#[derive(Debug)]
+pub(super) enum Unsettled {
+    /// Charged, but no permit was ever handed out.
+    Abandoned(Uuid),
+    /// A permit was dropped; this is its row.
+    Row(Box<LedgerRecord>),
+    /// Answers when everything before it is settled and on the disk.
+    Flush(oneshot::Sender<()>),
+}
+
+/// The end of the queue that permits hold.
+#[derive(Debug, Clone)]
+pub(super) struct Settler(mpsc::UnboundedSender<Unsettled>);
+
+/// How often a settlement is tried again while the counters cannot be reached.
+const RETRY: Duration = Duration::from_millis(100);
+
+impl Settler {
+    /// A queue, and the task's end of it.
+    pub(super) fn new() -> (Self, mpsc::UnboundedReceiver<Unsettled>) {
+        // Unbounded on purpose: dropping a permit must neither block nor lose it, and open requests are bounded elsewhere.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// Never blocks. After shutdown nobody listens; a row is then recovered from the journal at the next start.
+    pub(super) fn enqueue(&self, unsettled: Unsettled) {
+        if self.0.send(unsettled).is_err() {
+            tracing::warn!("a request ended after shutdown; it is settled at the next start");
+        }
+    }
+
+    /// Returns when everything enqueued so far is on the disk.
+    pub(super) async fn flush(&self) {
+        let (sender, receiver) = oneshot::channel();
+        self.enqueue(Unsettled::Flush(sender));
+        let _ = receiver.await;
+    }
+}
+
+/// Runs until every sender is gone or `stop` is told.
+pub(super) async fn run(
+    mut queue: mpsc::UnboundedReceiver<Unsettled>,
+    records: Arc<dyn Records>,
+    counters: Arc<dyn Counters>,
+    stop: tokio_util::sync::CancellationToken,
+) {
+    let mut written: Vec<Commit> = Vec::new();
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = queue.recv() => next,
+            () = stop.cancelled() => None,
+        };
+        match next {
+            None => break,
+            Some(Unsettled::Abandoned(id)) => settle(&counters, id, Usage::default()).await,
+            Some(Unsettled::Row(row)) => {
+                settle(&counters, row.request.id, row.usage).await;
+                written.push(records.submit(JournalEntry::Close(*row)));
+            }
+            Some(Unsettled::Flush(done)) => {
+                wait(&mut written).await;
+                let _ = done.send(());
+            }
+        }
+        if written.len() >= 256 {
+            wait(&mut written).await;
+        }
+    }
+    wait(&mut written).await;
+}
+
+async fn settle(counters: &Arc<dyn Counters>, id: Uuid, usage: Usage) {
+    while let Err(error) = counters.settle(id, usage).await {
+        tracing::error!(%error, request.id = %id, "cannot settle a request yet");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn wait(written: &mut Vec<Commit>) {
+    for commit in written.drain(..) {
+        if let Err(error) = commit.await {
+            // The store owes the row and keeps trying.
+            tracing::error!(%error, "a ledger row is not on the disk yet");
+        }
+    }
+}
