@@ -1,7 +1,12 @@
 //! The paged cache of keys and values of one layer.
+//!
+//! Keys of a block and head lie as `[head_dim][32]`, so that 32 scores are computed side by side; values as
+//! `[32][head_dim]`, so that their weighted sum is.
 
 use crate::KernelError;
 use crate::error::expect_below;
+use crate::memory::HugeBuffer;
+use crate::share::Shared;
 use half::bf16;
 
 /// Tokens of one cache block.
@@ -42,7 +47,12 @@ pub struct KvShape {
 impl KvShape {
     /// Bytes of the keys and values of one block in one layer.
     pub fn bytes_per_block(&self) -> usize {
-        2 * BLOCK_TOKENS * self.kv_heads * self.head_dim * self.dtype.bytes()
+        2 * self.kv_heads * self.head_bytes()
+    }
+
+    /// Bytes of the keys (or values) of one block and head.
+    fn head_bytes(&self) -> usize {
+        BLOCK_TOKENS * self.head_dim * self.dtype.bytes()
     }
 }
 
@@ -51,8 +61,8 @@ impl KvShape {
 pub struct KvLayer {
     shape: KvShape,
     num_blocks: usize,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: HugeBuffer,
+    values: HugeBuffer,
 }
 
 impl KvLayer {
@@ -65,8 +75,10 @@ impl KvLayer {
             let found = shape.head_dim;
             return Err(KernelError::Shape { op: "kv layer", what: "head_dim (a multiple)", found, wanted: 8 });
         }
-        let len = num_blocks * BLOCK_TOKENS * shape.kv_heads * shape.head_dim;
-        Ok(Self { shape, num_blocks, keys: vec![0.0; len], values: vec![0.0; len] })
+        let elements = shape.head_dim.checked_mul(BLOCK_TOKENS * shape.dtype.bytes());
+        let bytes = elements.and_then(|b| b.checked_mul(shape.kv_heads)?.checked_mul(num_blocks));
+        let bytes = bytes.ok_or(KernelError::Alloc { bytes: usize::MAX })?;
+        Ok(Self { shape, num_blocks, keys: HugeBuffer::zeroed(bytes)?, values: HugeBuffer::zeroed(bytes)? })
     }
 
     /// The sizes given at construction.
@@ -90,32 +102,93 @@ impl KvLayer {
     pub fn copy_block(&mut self, from: u32, to: u32) -> Result<(), KernelError> {
         expect_below("copy_block", "block", from as usize, self.num_blocks)?;
         expect_below("copy_block", "block", to as usize, self.num_blocks)?;
-        let size = BLOCK_TOKENS * self.shape.kv_heads * self.shape.head_dim;
+        let size = self.shape.kv_heads * self.shape.head_bytes();
         for data in [&mut self.keys, &mut self.values] {
-            data.copy_within(from as usize * size..(from as usize + 1) * size, to as usize * size);
+            data.bytes_mut().copy_within(from as usize * size..(from as usize + 1) * size, to as usize * size);
         }
         Ok(())
     }
 
-    fn rounded(&self, x: f32) -> f32 {
-        match self.shape.dtype {
-            KvDtype::F32 => x,
-            KvDtype::Bf16 => bf16::from_f32(x).to_f32(),
+    /// Keys `[head_dim][32]` and values `[32][head_dim]` of one block and head, as stored.
+    pub(crate) fn block(&self, block: usize, head: usize) -> (&[u8], &[u8]) {
+        let size = self.shape.head_bytes();
+        let at = (block * self.shape.kv_heads + head) * size;
+        (&self.keys.bytes()[at..at + size], &self.values.bytes()[at..at + size])
+    }
+
+    /// What several threads write through, each its own heads.
+    pub(crate) fn writer(&mut self) -> KvWriter {
+        let (shape, num_slots) = (self.shape, self.num_slots());
+        KvWriter {
+            shape,
+            num_slots,
+            keys: Shared::new(self.keys.bytes_mut()),
+            values: Shared::new(self.values.bytes_mut()),
         }
     }
 
+    /// Stores one key and one value: for tests and for the reference, not for speed.
     pub(crate) fn write(&mut self, slot: usize, head: usize, key: &[f32], value: &[f32]) {
-        let at = (slot * self.shape.kv_heads + head) * self.shape.head_dim;
-        for i in 0..self.shape.head_dim {
-            self.keys[at + i] = self.rounded(key[i]);
-            self.values[at + i] = self.rounded(value[i]);
-        }
+        // SAFETY: `self` is borrowed exclusively, so nobody else writes.
+        unsafe { self.writer().write(slot, head, key, value) };
     }
 
     /// Reads one key and one value back as floats: for tests and for the reference, not for speed.
     pub fn read(&self, slot: usize, head: usize, key: &mut [f32], value: &mut [f32]) {
-        let at = (slot * self.shape.kv_heads + head) * self.shape.head_dim;
-        key.copy_from_slice(&self.keys[at..at + self.shape.head_dim]);
-        value.copy_from_slice(&self.values[at..at + self.shape.head_dim]);
+        let (keys, values) = self.block(slot / BLOCK_TOKENS, head);
+        let token = slot % BLOCK_TOKENS;
+        for i in 0..self.shape.head_dim {
+            key[i] = self.element(keys, i * BLOCK_TOKENS + token);
+            value[i] = self.element(values, token * self.shape.head_dim + i);
+        }
+    }
+
+    fn element(&self, bytes: &[u8], index: usize) -> f32 {
+        match self.shape.dtype {
+            KvDtype::F32 => f32::from_ne_bytes(bytes.as_chunks().0[index]),
+            KvDtype::Bf16 => bf16::from_ne_bytes(bytes.as_chunks().0[index]).to_f32(),
+        }
+    }
+}
+
+/// Writes slots of a layer from several threads at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KvWriter {
+    shape: KvShape,
+    num_slots: usize,
+    keys: Shared<u8>,
+    values: Shared<u8>,
+}
+
+impl KvWriter {
+    /// Stores one key and one value of `head_dim` floats each.
+    ///
+    /// # Safety
+    /// The layer outlives the call and nobody else touches this head meanwhile.
+    pub(crate) unsafe fn write(&self, slot: usize, head: usize, key: &[f32], value: &[f32]) {
+        let (dim, size) = (self.shape.head_dim, self.shape.head_bytes());
+        assert!(slot < self.num_slots && head < self.shape.kv_heads && key.len() == dim && value.len() == dim);
+        let at = (slot / BLOCK_TOKENS * self.shape.kv_heads + head) * size;
+        let token = slot % BLOCK_TOKENS;
+        // SAFETY: inside the layer by the assertion; this head is the caller's alone.
+        let (keys, values) = unsafe { (self.keys.piece(at, size), self.values.piece(at, size)) };
+        match self.shape.dtype {
+            KvDtype::F32 => {
+                for (cell, v) in keys.as_chunks_mut().0[token..].iter_mut().step_by(BLOCK_TOKENS).zip(key) {
+                    *cell = v.to_ne_bytes();
+                }
+                for (cell, v) in values.as_chunks_mut().0[token * dim..].iter_mut().zip(value) {
+                    *cell = v.to_ne_bytes();
+                }
+            }
+            KvDtype::Bf16 => {
+                for (cell, &v) in keys.as_chunks_mut().0[token..].iter_mut().step_by(BLOCK_TOKENS).zip(key) {
+                    *cell = bf16::from_f32(v).to_ne_bytes();
+                }
+                for (cell, &v) in values.as_chunks_mut().0[token * dim..].iter_mut().zip(value) {
+                    *cell = bf16::from_f32(v).to_ne_bytes();
+                }
+            }
+        }
     }
 }

@@ -30,6 +30,7 @@ mod pool;
 pub mod quant;
 pub mod reference;
 mod rope;
+mod share;
 
 pub use activation::silu_mul;
 pub use attention::{AttentionBatch, SequenceSpan, paged_attention};

@@ -7,6 +7,7 @@
 use crate::cpu::{ActivationRows, Kernel, Out, TileInput, pack_activations};
 use crate::error::expect_len;
 use crate::panels::panel_rows;
+use crate::share::Shared;
 use crate::{KernelError, PackedMatrix, Pool};
 use std::cell::Cell;
 
@@ -56,7 +57,7 @@ pub fn linear(
     scratch.resize(scratch.len().max(cut.num_tiles() * cut.tile_words), 0);
     let tiles = &mut scratch[..cut.num_tiles() * cut.tile_words];
     lay_out(pool, x, w, (&kernel, &cut), tiles);
-    multiply(pool, (&kernel, &cut), tiles, w, &Target { bias, y: Shared(y.as_mut_ptr()) });
+    multiply(pool, (&kernel, &cut), tiles, w, &Target { bias, y: Shared::new(y) });
     SCRATCH.set(scratch);
     Ok(())
 }
@@ -88,28 +89,16 @@ impl RowCut {
     }
 }
 
-/// A pointer that may cross threads; whoever follows it says why that is sound.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-// SAFETY: only a number until it is followed, and the parts follow it to disjoint places.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn at(self, index: usize) -> *mut T {
-        self.0.wrapping_add(index)
-    }
-}
-
 fn lay_out(pool: &Pool, x: &[f32], w: &PackedMatrix, (kernel, cut): (&Kernel, &RowCut), tiles: &mut [u32]) {
     let cols = w.cols();
-    let start = Shared(tiles.as_mut_ptr());
+    let start = Shared::new(tiles);
     let work = |index: usize| {
         let (first, rows) = cut.tile(index);
         let m = kernel.row_count_for(rows);
         let x = &x[first * cols..(first + rows) * cols];
         let words = m * kernel.packing.words_per_row(cols);
         // SAFETY: tile `index` starts at `index * tile_words`, has at most `tile_words` words, and is one part's alone.
-        let tile = unsafe { std::slice::from_raw_parts_mut(start.at(index * cut.tile_words), words) };
+        let tile = unsafe { start.piece(index * cut.tile_words, words) };
         let input = ActivationRows { x, cols, m, packing: kernel.packing, format: w.format() };
         pack_activations(pool.level(), &input, tile);
     };

@@ -68,7 +68,7 @@ pub fn linear(x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
         for (r, y) in y.iter_mut().enumerate() {
             let row = &w.bytes[r * row_bytes..(r + 1) * row_bytes];
             let sum = if w.format.is_quantised() { dot_quantised(x, w.format, row) } else { dot(x, w, row) };
-            *y = sum + bias.map_or(0.0, |b| b[r]);
+            *y = bias.map_or(sum, |b| sum + b[r]);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Rotary positions, the optional norm of queries and keys before them, and storing keys and values in the cache.
 
+use crate::cpu::{by_level, lanes};
 use crate::error::{expect_below, expect_len};
-use crate::{KernelError, KvLayer, PAD_SLOT, Pool, reference};
+use crate::share::{Shared, rows_per_part};
+use crate::{KernelError, KvLayer, PAD_SLOT, Pool};
 
 /// Cosines and sines for every position and rotated pair.
 #[derive(Debug, Clone)]
@@ -37,7 +39,7 @@ impl RopeTable {
         if self.half == 0 { usize::MAX } else { self.cos_sin.len() / (2 * self.half) }
     }
 
-    /// Cosines and sines of one position.
+    /// Cosines and sines of one position; empty without rotation.
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
         self.cos_sin[position * 2 * self.half..(position + 1) * 2 * self.half].split_at(self.half)
     }
@@ -77,10 +79,54 @@ pub struct RopeStore<'a> {
 /// `q`: `[tokens, heads, head_dim]`, `heads` a multiple of the cache's `kv_heads`.
 /// # Errors
 /// [`KernelError::Shape`] or [`KernelError::Range`] when lengths, positions or slots do not fit; nothing is written.
-pub fn rope_store(_pool: &Pool, q: &mut [f32], input: &RopeStore, kv: &mut KvLayer) -> Result<(), KernelError> {
+pub fn rope_store(pool: &Pool, q: &mut [f32], input: &RopeStore, kv: &mut KvLayer) -> Result<(), KernelError> {
     check(q.len(), input, kv)?;
-    reference::rope_store(q, input, kv);
+    let (dim, kv_heads, tokens) = (kv.shape().head_dim, kv.shape().kv_heads, input.positions.len());
+    if tokens * kv_heads == 0 {
+        return Ok(());
+    }
+    let group = q.len() / (tokens * kv_heads * dim);
+    let (q, writer) = (Shared::new(q), kv.writer());
+    // A part owns whole heads, so that slots given twice are no race.
+    let heads_per_part = if rows_per_part(pool, tokens, kv_heads * (group + 2) * dim) < tokens { 1 } else { kv_heads };
+    pool.run(kv_heads.div_ceil(heads_per_part), &|part| {
+        let mut key = vec![0.0; dim];
+        for t in 0..tokens {
+            let (cos, sin) = input.rope.at(input.positions[t] as usize);
+            for head in part * heads_per_part..(part + 1) * heads_per_part {
+                let at = t * kv_heads + head;
+                // SAFETY: the queries of this token and key/value head are this part's alone.
+                let queries = unsafe { q.piece(at * group * dim, group * dim) };
+                turn(pool.level(), queries, dim, input.qk_norm.map(|n| (n.q, n.eps)), (cos, sin));
+                key.copy_from_slice(&input.k[at * dim..(at + 1) * dim]);
+                turn(pool.level(), &mut key, dim, input.qk_norm.map(|n| (n.k, n.eps)), (cos, sin));
+                if input.slots[t] != PAD_SLOT {
+                    let value = &input.v[at * dim..(at + 1) * dim];
+                    // SAFETY: the layer is borrowed exclusively by this call, and this head is this part's alone.
+                    unsafe { writer.write(input.slots[t] as usize, head, &key, value) };
+                }
+            }
+        }
+    });
     Ok(())
+}
+
+by_level! {
+    /// Norms and rotates heads of `dim` elements.
+    fn turn(heads: &mut [f32], dim: usize, norm: Option<(&[f32], f32)>, angle: (&[f32], &[f32])) = turn_inline
+}
+
+#[inline(always)]
+fn turn_inline(heads: &mut [f32], dim: usize, norm: Option<(&[f32], f32)>, (cos, sin): (&[f32], &[f32])) {
+    for head in heads.chunks_exact_mut(dim) {
+        if let Some((weight, eps)) = norm {
+            lanes::rms_norm_row_in_place(head, weight, eps);
+        }
+        let (low, high) = head.split_at_mut(cos.len());
+        for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
 }
 
 fn check(q_len: usize, input: &RopeStore, kv: &KvLayer) -> Result<(), KernelError> {

@@ -1,7 +1,8 @@
-//! Causal attention of a ragged batch over the paged cache.
+//! What attention is asked for, and the checks before it starts.
 
+use super::work;
 use crate::error::{expect_below, expect_len};
-use crate::{BLOCK_TOKENS, KernelError, KvLayer, Pool, reference};
+use crate::{BLOCK_TOKENS, KernelError, KvLayer, Pool};
 
 /// The queries of one sequence in this step, and where its context lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,14 +42,16 @@ pub struct AttentionBatch<'a> {
 /// # Source
 /// Paged blocks as in arXiv:2309.06180; running softmax as in arXiv:2205.14135.
 pub fn paged_attention(
-    _pool: &Pool,
+    pool: &Pool,
     q: &[f32],
     kv: &KvLayer,
     batch: &AttentionBatch,
     out: &mut [f32],
 ) -> Result<(), KernelError> {
     let heads = check(q.len(), kv, batch, out.len())?;
-    reference::paged_attention(q, kv, batch, heads, out);
+    if heads > 0 {
+        work::run(pool, &work::Inputs { q, kv, batch, heads }, out);
+    }
     Ok(())
 }
 
@@ -63,7 +66,7 @@ fn check(q_len: usize, kv: &KvLayer, batch: &AttentionBatch, out_len: usize) -> 
     if tokens == 0 {
         return Ok(0);
     }
-    if row == 0 || !q_len.is_multiple_of(row) || !(q_len / row).is_multiple_of(tokens) {
+    if row == 0 || q_len == 0 || !q_len.is_multiple_of(row) || !(q_len / row).is_multiple_of(tokens) {
         let wanted = tokens.saturating_mul(row);
         return Err(KernelError::Shape { op: OP, what: "q length (a multiple)", found: q_len, wanted });
     }

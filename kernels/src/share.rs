@@ -1,0 +1,71 @@
+//! Ways for the parts of one operation to write into one output.
+
+use crate::Pool;
+use std::cell::Cell;
+
+/// Operations on fewer elements than this run on the calling thread: waking others would take longer.
+const SHARE_FROM: usize = 16 << 10;
+
+/// A pointer into an output that parts write at disjoint places.
+#[derive(Debug)]
+pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Shared<T> {}
+
+// SAFETY: only a number until it is followed; who follows it promises disjoint places.
+unsafe impl<T: Send> Sync for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(all: &mut [T]) -> Self {
+        Self(all.as_mut_ptr())
+    }
+
+    pub(crate) fn at(self, index: usize) -> *mut T {
+        self.0.wrapping_add(index)
+    }
+
+    /// A piece of the output.
+    ///
+    /// # Safety
+    /// `start..start + len` lies inside the slice given to [`Shared::new`], which outlives the piece, and nobody else
+    /// touches it meanwhile.
+    pub(crate) unsafe fn piece<'a>(self, start: usize, len: usize) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.at(start), len) }
+    }
+}
+
+/// Rows a part gets when `rows` rows of `width` elements are shared among the threads.
+pub(crate) fn rows_per_part(pool: &Pool, rows: usize, width: usize) -> usize {
+    if rows * width < SHARE_FROM { rows.max(1) } else { rows.div_ceil(2 * pool.threads()).max(1) }
+}
+
+/// Sixteen floats on a cache line, so that vector loads never straddle two.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct Line(#[expect(dead_code, reason = "reached as a stretch of floats only")] [f32; 16]);
+
+/// Aligned floats that a thread keeps between calls, so that a step allocates nothing.
+pub(crate) fn with_scratch<R>(
+    place: &'static std::thread::LocalKey<Cell<Vec<Line>>>,
+    len: usize,
+    work: impl FnOnce(&mut [f32]) -> R,
+) -> R {
+    let mut lines = place.take();
+    let wanted = len.div_ceil(16);
+    if lines.len() < wanted {
+        lines.resize(wanted, Line([0.0; 16]));
+    }
+    // SAFETY: a line is sixteen floats without padding.
+    let floats = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), len) };
+    let result = work(floats);
+    place.set(lines);
+    result
+}
