@@ -46,9 +46,10 @@ impl Bar {
 
 impl Progress for Bar {
     fn stage(&self, name: &str, total_bytes: u64) {
-        let style = ProgressStyle::with_template("{msg:32!} [{bar:28}] {bytes:>10} / {total_bytes} {bytes_per_sec} {eta}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("=> ");
+        let style =
+            ProgressStyle::with_template("{msg:32!} [{bar:28}] {bytes:>10} / {total_bytes} {bytes_per_sec} {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .progress_chars("=> ");
         let bar = ProgressBar::new(total_bytes).with_style(style).with_message(name.to_owned());
         self.with_current(|current| {
             if let Some(previous) = current.replace(bar) {

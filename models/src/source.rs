@@ -122,7 +122,8 @@ mod tests {
 
     #[test]
     fn what_could_leave_the_download_cache_is_refused() {
-        for text in ["", "builtin:other", "hf:gpt2", "hf:../x", "hf:a/..", "hf:a/b/c", "hf:a/b@", "hf:a/b@../x", "hf:a b/c"]
+        for text in
+            ["", "builtin:other", "hf:gpt2", "hf:../x", "hf:a/..", "hf:a/b/c", "hf:a/b@", "hf:a/b@../x", "hf:a b/c"]
         {
             assert!(text.parse::<Source>().is_err(), "{text}");
         }

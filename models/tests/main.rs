@@ -1,1 +1,5 @@
 //! The one test binary.
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+mod text;
+mod text_templates;

@@ -32,8 +32,11 @@ pub struct ChatMessage {
 
 impl ChatMessage {
     fn to_value(&self) -> Value {
-        let fields = [("role", Some(&self.role)), ("content", Some(&self.content)), ("name", self.name.as_ref())];
-        fields.into_iter().filter_map(|(key, text)| Some((key, Value::from(text?.as_str())))).collect()
+        let Self { role, content, name } = self;
+        match name {
+            Some(name) => context! { role, content, name },
+            None => context! { role, content },
+        }
     }
 }
 
@@ -132,17 +135,24 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(error.with_source(RaisedByTemplate(message)))
 }
 
-/// Python's string, list and dictionary methods, refusing the two that could make a giant string in one step.
+/// Python's string, list and dictionary methods, refusing the calls that would make a giant string in one step.
 fn bounded_method(state: &mut State<'_, '_>, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let product = match (method, value.as_str(), args) {
         ("replace", Some(text), [_, new, ..]) => text.len().saturating_mul(new.as_str().map_or(0, str::len)),
         ("join", Some(text), [items, ..]) => text.len().saturating_mul(items.len().unwrap_or(0)),
+        ("format", Some(text), _) => widths_in(text),
         _ => 0,
     };
     if product > MAX_PROMPT_BYTES {
         return Err(Error::new(ErrorKind::OutOfFuel, format!("`{method}` would make too long a string")));
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// The sum of all numbers in a format string: no field it describes is wider.
+fn widths_in(format: &str) -> usize {
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    numbers.fold(0, |sum, digits| digits.parse::<usize>().map_or(usize::MAX, |width| width.saturating_add(sum)))
 }
 
 fn describe(error: Error) -> TemplateError {
