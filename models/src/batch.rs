@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn every_index_that_points_outside_is_refused_by_name() {
-        let broken: [(&str, fn(&mut Batch)); 8] = [
+        type Damage = fn(&mut Batch);
+        let broken: [(&str, Damage); 8] = [
             ("token id", |b| b.tokens[0] = 10),
             ("position", |b| b.positions[0] = 64),
             ("slot", |b| b.slots[0] = 64),

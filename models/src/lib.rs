@@ -1,14 +1,28 @@
 //! From model files on disk to logits.
 
+mod arch;
 mod batch;
+mod checkpoint;
+mod error;
+mod gguf_text;
+mod kv;
+mod layers;
 mod model;
+mod ops;
 mod options;
 mod progress;
 mod source;
+mod summary;
 pub mod text;
+pub mod weights;
+mod workspace;
 
+pub use arch::{ConfigError, SUPPORTED_ARCHITECTURES};
 pub use batch::{BLOCK_TOKENS, Batch, PAD_SLOT, SequenceSpan};
+pub use checkpoint::Checkpoint;
+pub use error::LoadError;
 pub use model::{ForwardError, Model, ModelSpec};
 pub use options::{Footprint, KvDtypeChoice, LoadOptions};
 pub use progress::{Bar, Progress, Silent};
 pub use source::{Demo, Source, SourceError};
+pub use summary::{FormatCount, Summary};

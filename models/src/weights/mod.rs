@@ -1,0 +1,24 @@
+//! Weight files: safetensors (single and sharded) and GGUF, behind one seam that speaks Hugging Face tensor names.
+
+mod error;
+mod format;
+mod gguf;
+mod gguf_value;
+mod gguf_weights;
+mod loader;
+mod mapped;
+mod names;
+mod safetensors;
+mod tensor;
+
+pub use error::WeightsError;
+pub use format::TensorFormat;
+pub use gguf::{GgufFile, GgufTensor};
+pub use gguf_value::{GgufArray, GgufValue};
+pub(crate) use gguf_weights::AttentionHeads;
+pub use gguf_weights::GgufWeights;
+pub(crate) use loader::Loader;
+pub use mapped::FileBytes;
+pub use names::{gguf_name, huggingface_name};
+pub use safetensors::SafetensorsWeights;
+pub use tensor::{Shard, TensorHeader, Weights};
