@@ -26,3 +26,4 @@ pub use options::{Footprint, KvDtypeChoice, LoadOptions};
 pub use progress::{Bar, Progress, Silent};
 pub use source::{Demo, Source, SourceError};
 pub use summary::{FormatCount, Summary};
+pub use weights::{HubError, HubOptions};

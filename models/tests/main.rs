@@ -1,5 +1,6 @@
 //! The one test binary.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod hub;
 mod text;
 mod text_templates;
