@@ -21,7 +21,8 @@ use crate::source::Source;
 use crate::summary::{FormatCount, Summary};
 use crate::text::ModelText;
 use crate::weights::{
-    AttentionHeads, FileBytes, GgufFile, GgufWeights, Loader, SafetensorsWeights, Weights, WeightsError,
+    AttentionHeads, FileBytes, GgufFile, GgufWeights, HubFiles, HubOptions, Loader, SafetensorsWeights, Weights,
+    WeightsError, fetch,
 };
 
 /// The largest config.json that is read; real ones have a few thousand bytes.
@@ -48,6 +49,18 @@ enum TextFiles {
 }
 
 impl Checkpoint {
+    /// Opens a model, downloading it first where its source is the hub.
+    ///
+    /// # Errors
+    /// [`LoadError::Hub`] when the download fails, else as [`Self::open_local`].
+    pub fn open(source: &Source, hub: &HubOptions, progress: &dyn Progress) -> Result<Self, LoadError> {
+        let Source::Hub { repo, revision } = source else { return Self::open_local(source) };
+        match fetch(repo, revision.as_deref(), hub, progress)? {
+            HubFiles::Folder(folder) => Self::open_folder(&folder),
+            HubFiles::Gguf(file) => Self::open_gguf(&file),
+        }
+    }
+
     /// Opens a model whose files are on this machine.
     ///
     /// # Errors

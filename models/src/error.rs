@@ -7,7 +7,7 @@ use millgate_kernels::KernelError;
 
 use crate::arch::ConfigError;
 use crate::text::TextError;
-use crate::weights::WeightsError;
+use crate::weights::{HubError, WeightsError};
 
 /// Why a model cannot be opened or loaded; every message names the file concerned.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,9 @@ pub enum LoadError {
         /// The source as the user wrote it.
         source_text: String,
     },
+    /// The model cannot be downloaded.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A file cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {
