@@ -1,7 +1,7 @@
 //! The Millgate server: keys, tiers and limits around a continuously batching engine.
-
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod config;
 pub mod engine;
 pub mod governance;

@@ -1,0 +1,130 @@
+//! Tiers: their groups, levels and limits.
+use axum::extract::{Extension, Path, RawQuery, Request, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use crate::api::account::limit_views;
+use crate::api::error::ApiError;
+use crate::api::fields::Fields;
+use crate::api::input::{Query, read_fields, take_limits};
+use crate::api::json::{json_response, list};
+use crate::api::state::Api;
+use crate::governance::records::TierRecord;
+use crate::governance::{DeletedTier, NewTier, Principal, TierPatch};
+
+/// The numbers that fit; governance draws the real line.
+const NUMBERS: std::ops::RangeInclusive<u32> = 0..=u32::MAX;
+/// What an answer shows and a change may send back without effect.
+const READ_ONLY: &[&str] = &["object", "origin"];
+
+/// `GET /admin/v1/tiers`.
+pub(crate) async fn list_tiers(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+) -> Result<Response, ApiError> {
+    let tiers = api.governor.tiers(&principal).await?;
+    Ok(json_response(StatusCode::OK, &list(tiers.iter().map(tier_view).collect(), None)))
+}
+
+/// `GET /admin/v1/tiers/{name}`.
+pub(crate) async fn get_tier(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    Ok(json_response(StatusCode::OK, &tier_view(&api.governor.tier(&principal, &name).await?)))
+}
+
+/// `POST /admin/v1/tiers`.
+pub(crate) async fn create_tier(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let mut body = read_fields(&api, request).await?;
+    let name = body.string("name")?;
+    let patch = take_patch(&mut body)?;
+    let level = patch.level.ok_or_else(|| body.complain("level", "is required"))?;
+    body.ignore(READ_ONLY);
+    body.refuse_unknown()?;
+    let new = NewTier {
+        name,
+        display_name: patch.display_name,
+        description: patch.description.unwrap_or_default(),
+        level,
+        groups: patch.groups.unwrap_or_default(),
+        limits: patch.limits.unwrap_or_default(),
+        weight: patch.weight,
+    };
+    let tier = api.governor.create_tier(&principal, new).await?;
+    Ok(json_response(StatusCode::CREATED, &tier_view(&tier)))
+}
+
+/// `PUT /admin/v1/tiers/{name}`: changes the fields given.
+pub(crate) async fn put_tier(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let mut body = read_fields(&api, request).await?;
+    let patch = take_patch(&mut body)?;
+    body.ignore(&["name"]);
+    body.ignore(READ_ONLY);
+    body.refuse_unknown()?;
+    let tier = api.governor.update_tier(&principal, &name, patch).await?;
+    Ok(json_response(StatusCode::OK, &tier_view(&tier)))
+}
+
+/// `DELETE /admin/v1/tiers/{name}`; with `?dry_run=true` it only tells who would be affected.
+pub(crate) async fn delete_tier(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let mut query = Query::parse(query.as_deref())?;
+    let is_dry_run = query.take_switch("dry_run")?;
+    query.refuse_unknown()?;
+    let deleted = if is_dry_run {
+        api.governor.preview_tier_deletion(&principal, &name).await?
+    } else {
+        api.governor.delete_tier(&principal, &name).await?
+    };
+    Ok(json_response(StatusCode::OK, &deleted_view(&deleted, !is_dry_run)))
+}
+
+fn take_patch(body: &mut Fields) -> Result<TierPatch, ApiError> {
+    Ok(TierPatch {
+        display_name: body.string("display_name")?,
+        description: body.string("description")?,
+        level: body.integer_in("level", NUMBERS)?,
+        groups: body.strings("groups")?,
+        limits: take_limits(body, "limits")?,
+        weight: body.integer_in("weight", NUMBERS)?,
+    })
+}
+
+fn tier_view(tier: &TierRecord) -> Value {
+    json!({
+        "object": "tier",
+        "name": tier.name,
+        "display_name": tier.display_name,
+        "description": tier.description,
+        "level": tier.level,
+        "groups": tier.groups,
+        "limits": limit_views(&tier.limits),
+        "weight": tier.weight,
+        "origin": tier.origin.as_str(),
+    })
+}
+
+fn deleted_view(deleted: &DeletedTier, is_deleted: bool) -> Value {
+    let affected = deleted.affected.iter().map(|one| json!({"user": one.user, "falls_to": one.falls_to}));
+    let mut view = tier_view(&deleted.tier);
+    view["deleted"] = is_deleted.into();
+    view["affected"] = affected.collect();
+    view["models"] = json!(deleted.models);
+    view
+}

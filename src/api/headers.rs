@@ -1,0 +1,201 @@
+//! Turns the standing of a caller's limits into response headers: ours, OpenAI's and the IETF draft's.
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+/// What a limit counts, as far as headers can say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Requests,
+    Tokens,
+    Concurrent,
+}
+
+/// One limit as the headers show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Gauge {
+    pub(crate) unit: Unit,
+    pub(crate) amount: u64,
+    pub(crate) remaining: u64,
+    /// The window's length; `None` for what has no window.
+    pub(crate) window: Option<Duration>,
+    /// How long until the limit is whole again; zero when it is.
+    pub(crate) reset: Duration,
+}
+
+/// The headers of a governed answer: `gauges` are all hard limits that apply, `refused` is the one that said no.
+///
+/// # Units
+/// `now`: time since the Unix epoch.
+pub(crate) fn limit_headers(gauges: &[Gauge], refused: Option<&Gauge>, now: Duration) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let tightest = |unit| gauges.iter().filter(move |gauge| gauge.unit == unit).min_by(|a, b| tighter(a, b));
+    let (requests, tokens) = (tightest(Unit::Requests), tightest(Unit::Tokens));
+    if let Some(shown) = refused.or(requests).or(tokens) {
+        put(&mut headers, "x-ratelimit-limit", shown.amount);
+        put(&mut headers, "x-ratelimit-remaining", shown.remaining);
+        put(&mut headers, "x-ratelimit-reset", whole_seconds_up(now + shown.reset));
+    }
+    if let Some(gauge) = requests {
+        put(&mut headers, "x-ratelimit-limit-requests", gauge.amount);
+        put(&mut headers, "x-ratelimit-remaining-requests", gauge.remaining);
+        put(&mut headers, "x-ratelimit-reset-requests", openai_duration(gauge.reset));
+    }
+    if let Some(gauge) = tokens {
+        put(&mut headers, "x-ratelimit-limit-tokens", gauge.amount);
+        put(&mut headers, "x-ratelimit-remaining-tokens", gauge.remaining);
+        put(&mut headers, "x-ratelimit-reset-tokens", openai_duration(gauge.reset));
+    }
+    if !gauges.is_empty() {
+        put(&mut headers, "ratelimit-policy", ietf_policies(gauges));
+        put(&mut headers, "ratelimit", ietf_standings(gauges));
+    }
+    headers
+}
+
+/// Less of its amount left first; of equals the one that takes longer to be whole again.
+fn tighter(a: &Gauge, b: &Gauge) -> std::cmp::Ordering {
+    let (left, right) =
+        (u128::from(a.remaining) * u128::from(b.amount), u128::from(b.remaining) * u128::from(a.amount));
+    left.cmp(&right).then(b.reset.cmp(&a.reset))
+}
+
+fn put(headers: &mut HeaderMap, name: &'static str, value: impl ToString) {
+    let value = HeaderValue::try_from(value.to_string()).expect("numbers, durations and quoted names are header text");
+    headers.insert(HeaderName::from_static(name), value);
+}
+
+/// A duration as OpenAI writes it: `12ms`, `1s`, `6m0s`, `2h3m0s`; never less than the truth.
+pub(crate) fn openai_duration(length: Duration) -> String {
+    if length < Duration::from_secs(1) {
+        return format!("{}ms", length.as_micros().div_ceil(1000));
+    }
+    let seconds = whole_seconds_up(length);
+    match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+        (0, 0, seconds) => format!("{seconds}s"),
+        (0, minutes, seconds) => format!("{minutes}m{seconds}s"),
+        (hours, minutes, seconds) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+fn whole_seconds_up(length: Duration) -> u64 {
+    length.as_secs() + u64::from(length.subsec_nanos() > 0)
+}
+
+/// `"requests-60";q=5;w=60, "tokens-60";q=100;w=60;qu="tokens"` (draft-ietf-httpapi-ratelimit-headers-10).
+fn ietf_policies(gauges: &[Gauge]) -> String {
+    let policy = |(name, gauge): (String, &Gauge)| {
+        let window = gauge.window.map_or(String::new(), |window| format!(";w={}", whole_seconds_up(window)));
+        let unit = match gauge.unit {
+            Unit::Requests => "",
+            Unit::Tokens => ";qu=\"tokens\"",
+            Unit::Concurrent => ";qu=\"concurrent-requests\"",
+        };
+        format!("\"{name}\";q={}{window}{unit}", gauge.amount)
+    };
+    named(gauges).map(policy).collect::<Vec<_>>().join(", ")
+}
+
+/// `"requests-60";r=4;t=60, ...`, in the order of the policies.
+fn ietf_standings(gauges: &[Gauge]) -> String {
+    let standing = |(name, gauge): (String, &Gauge)| {
+        let reset = match gauge.unit {
+            Unit::Concurrent => String::new(),
+            Unit::Requests | Unit::Tokens => format!(";t={}", whole_seconds_up(gauge.reset)),
+        };
+        format!("\"{name}\";r={}{reset}", gauge.remaining)
+    };
+    named(gauges).map(standing).collect::<Vec<_>>().join(", ")
+}
+
+/// Each gauge with a policy name that is unique in this answer.
+fn named(gauges: &[Gauge]) -> impl Iterator<Item = (String, &Gauge)> {
+    let base = |gauge: &Gauge| match (gauge.unit, gauge.window) {
+        (Unit::Requests, Some(window)) => format!("requests-{}", whole_seconds_up(window)),
+        (Unit::Tokens, Some(window)) => format!("tokens-{}", whole_seconds_up(window)),
+        (Unit::Requests, None) => "requests".to_owned(),
+        (Unit::Tokens, None) => "tokens".to_owned(),
+        (Unit::Concurrent, _) => "concurrent".to_owned(),
+    };
+    gauges.iter().enumerate().map(move |(index, gauge)| {
+        let name = base(gauge);
+        let earlier = gauges[..index].iter().filter(|other| base(other) == name).count();
+        if earlier == 0 { (name, gauge) } else { (format!("{name}-{}", earlier + 1), gauge) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use insta::assert_snapshot;
+
+    fn gauge(unit: Unit, amount: u64, remaining: u64, window_s: u64, reset_ms: u64) -> Gauge {
+        let window = (window_s > 0).then(|| Duration::from_secs(window_s));
+        Gauge { unit, amount, remaining, window, reset: Duration::from_millis(reset_ms) }
+    }
+
+    fn shown(headers: &HeaderMap) -> String {
+        let line = |(name, value): (&HeaderName, &HeaderValue)| format!("{name}: {}\n", value.to_str().unwrap());
+        headers.iter().map(line).collect()
+    }
+
+    const NOW: Duration = Duration::from_secs(1_700_000_000);
+
+    #[test]
+    fn the_tightest_request_limit_is_shown_and_every_limit_is_listed() {
+        let gauges = [
+            gauge(Unit::Requests, 5, 4, 120, 118_500),
+            gauge(Unit::Requests, 1000, 10, 86_400, 3_600_000),
+            gauge(Unit::Tokens, 100_000, 99_000, 60, 12),
+            gauge(Unit::Concurrent, 4, 3, 0, 0),
+        ];
+        assert_snapshot!(shown(&limit_headers(&gauges, None, NOW)), @r#"
+        x-ratelimit-limit: 1000
+        x-ratelimit-remaining: 10
+        x-ratelimit-reset: 1700003600
+        x-ratelimit-limit-requests: 1000
+        x-ratelimit-remaining-requests: 10
+        x-ratelimit-reset-requests: 1h0m0s
+        x-ratelimit-limit-tokens: 100000
+        x-ratelimit-remaining-tokens: 99000
+        x-ratelimit-reset-tokens: 12ms
+        ratelimit-policy: "requests-120";q=5;w=120, "requests-86400";q=1000;w=86400, "tokens-60";q=100000;w=60;qu="tokens", "concurrent";q=4;qu="concurrent-requests"
+        ratelimit: "requests-120";r=4;t=119, "requests-86400";r=10;t=3600, "tokens-60";r=99000;t=1, "concurrent";r=3
+        "#);
+    }
+
+    #[test]
+    fn a_refusal_shows_the_limit_that_refused() {
+        let gauges = [gauge(Unit::Requests, 5, 4, 120, 0), gauge(Unit::Tokens, 100, 0, 60, 41_724)];
+        let headers = limit_headers(&gauges, Some(&gauges[1]), NOW);
+        assert_eq!(headers["x-ratelimit-limit"], "100");
+        assert_eq!(headers["x-ratelimit-remaining"], "0");
+        assert_eq!(headers["x-ratelimit-reset"], "1700000042");
+    }
+
+    #[test]
+    fn an_unlimited_caller_gets_no_limit_headers() {
+        assert!(limit_headers(&[], None, NOW).is_empty());
+    }
+
+    #[test]
+    fn policies_of_one_kind_and_window_get_different_names() {
+        let gauges = [gauge(Unit::Tokens, 10, 10, 60, 0), gauge(Unit::Tokens, 20, 20, 60, 0)];
+        assert_eq!(limit_headers(&gauges, None, NOW)["ratelimit"], r#""tokens-60";r=10;t=0, "tokens-60-2";r=20;t=0"#);
+    }
+
+    #[test]
+    fn durations_are_written_as_openai_writes_them() {
+        for (millis, text) in [
+            (0, "0ms"),
+            (12, "12ms"),
+            (1000, "1s"),
+            (1001, "2s"),
+            (360_000, "6m0s"),
+            (59_999, "1m0s"),
+            (7_383_000, "2h3m3s"),
+        ] {
+            assert_eq!(openai_duration(Duration::from_millis(millis)), text);
+        }
+    }
+}

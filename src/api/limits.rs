@@ -1,0 +1,208 @@
+//! What governance says about limits, as errors and headers of the HTTP side.
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use serde_json::{Value, json};
+
+use super::error::{ApiError, Kind, retry_after_ms};
+use super::headers::{Gauge, Unit, limit_headers};
+use crate::governance::{AuthFailure, Denied, LimitStanding, Mode, Refusal, Resource, ServiceError};
+
+/// A quota that frees later than this is not worth an automatic retry.
+const LONGEST_USEFUL_WAIT: Duration = Duration::from_secs(3600);
+/// When to look again after a store that did not answer.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The headers of an admitted request.
+pub(crate) fn standing_headers(standing: &[LimitStanding], now: Duration) -> HeaderMap {
+    let gauges: Vec<Gauge> = hard(standing).map(gauge).collect();
+    limit_headers(&gauges, None, now)
+}
+
+fn hard(standing: &[LimitStanding]) -> impl Iterator<Item = &LimitStanding> {
+    standing.iter().filter(|limit| limit.mode == Mode::Hard)
+}
+
+fn gauge(standing: &LimitStanding) -> Gauge {
+    let unit = match standing.resource {
+        Resource::Requests => Unit::Requests,
+        Resource::Concurrent => Unit::Concurrent,
+        Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens | Resource::Cost => Unit::Tokens,
+    };
+    Gauge {
+        unit,
+        amount: standing.amount,
+        remaining: standing.remaining,
+        window: window_length(&standing.window),
+        reset: standing.reset_after,
+    }
+}
+
+/// The window as a length; a calendar period counts as its usual one.
+fn window_length(window: &str) -> Option<Duration> {
+    const DAY: u64 = 86_400;
+    let seconds = match window.split(' ').next().unwrap_or_default() {
+        "day" => DAY,
+        "week" => 7 * DAY,
+        "month" => 30 * DAY,
+        rate => {
+            let (count, unit) = rate.split_at_checked(rate.len().checked_sub(1)?)?;
+            let factor = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                _ => return None,
+            };
+            count.parse::<u64>().ok()? * factor
+        }
+    };
+    Some(Duration::from_secs(seconds))
+}
+
+/// The window in the words of a sentence: `minute`, `2 minutes`, `day`.
+fn window_words(window: &str) -> String {
+    let word = window.split(' ').next().unwrap_or_default();
+    let Some((count, unit)) = word.len().checked_sub(1).and_then(|at| word.split_at_checked(at)) else {
+        return word.to_owned();
+    };
+    let name = match unit {
+        "s" => "second",
+        "m" => "minute",
+        "h" => "hour",
+        _ => return word.to_owned(),
+    };
+    match count {
+        "1" => name.to_owned(),
+        count if count.bytes().all(|byte| byte.is_ascii_digit()) => format!("{count} {name}s"),
+        _ => word.to_owned(),
+    }
+}
+
+/// The machine-readable part of a refusal: also what a stream's last chunk says when a limit ended it.
+pub(crate) fn denied_detail(denied: &Denied) -> Value {
+    let mut detail = json!({
+        "reason": denied.reason,
+        "limit": &*denied.limit,
+        "scope": denied.scope,
+        "used": denied.used,
+        "requested": denied.requested,
+    });
+    if let Some(wait) = denied.retry_after {
+        detail["retry_after_ms"] = retry_after_ms(wait).into();
+    }
+    if denied.is_estimate {
+        detail["estimate"] = true.into();
+    }
+    detail
+}
+
+/// 429 with everything a client needs to decide when to come back.
+pub(crate) fn denied_error(denied: &Denied, now: Duration) -> ApiError {
+    let window = window_words(&denied.window);
+    let (kind, mut message) = match denied.resource {
+        Resource::Requests => (
+            Kind::RateLimited,
+            format!(
+                "Rate limit exceeded. You have exceeded the maximum number of requests per {window} for your tier."
+            ),
+        ),
+        Resource::Concurrent => (
+            Kind::RateLimited,
+            "Rate limit exceeded. You have exceeded the maximum number of concurrent requests for your tier."
+                .to_owned(),
+        ),
+        Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens | Resource::Cost => (
+            Kind::QuotaExceeded,
+            format!(
+                "Token quota exceeded. You have consumed the maximum number of tokens allowed per {window} for your tier."
+            ),
+        ),
+    };
+    if denied.retry_after.is_none() {
+        let asked = denied.requested;
+        message.push_str(&format!(" This request needs {asked}, more than the whole limit: it can never fit."));
+    }
+    let gauges: Vec<Gauge> = hard(&denied.standing).map(gauge).collect();
+    let refused = hard(&denied.standing).find(|standing| standing.limit == denied.limit).map(gauge);
+    let error = ApiError::new(kind, message).with_detail(denied_detail(denied)).with_headers(limit_headers(
+        &gauges,
+        refused.as_ref(),
+        now,
+    ));
+    match denied.retry_after {
+        None => error.with_should_retry(false),
+        Some(wait) if wait > LONGEST_USEFUL_WAIT => error.with_retry_after(wait).with_should_retry(false),
+        Some(wait) => error.with_retry_after(wait),
+    }
+}
+
+/// A refused admission.
+pub(crate) fn refusal_error(refusal: &Refusal, now: Duration) -> ApiError {
+    match refusal {
+        Refusal::Denied(denied) => denied_error(denied, now),
+        Refusal::ModelForbidden => ApiError::model_forbidden(),
+        Refusal::NoTier => ApiError::forbidden("No tier holds any of your groups."),
+        Refusal::Unavailable { retry_after } => {
+            ApiError::unavailable("Limits cannot be checked at the moment. Please retry later.", *retry_after)
+        }
+    }
+}
+
+/// A credential that opens nothing.
+pub(crate) fn auth_error(failure: &AuthFailure) -> ApiError {
+    match failure {
+        AuthFailure::Invalid => ApiError::unauthenticated("the credential is not valid"),
+        AuthFailure::Throttled { retry_after } => {
+            ApiError::new(Kind::RateLimited, "Rate limit exceeded. Too many failed credentials from this address.")
+                .with_retry_after(*retry_after)
+                .with_detail(json!({"reason": "failed_credentials", "retry_after_ms": retry_after_ms(*retry_after)}))
+        }
+        AuthFailure::Unavailable => {
+            ApiError::unavailable("Credentials cannot be checked at the moment. Please retry later.", STORE_PAUSE)
+        }
+    }
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::NotFound(thing) => Self::not_found(capitalised(thing)),
+            ServiceError::Conflict(message) => Self::new(Kind::Conflict, message),
+            ServiceError::Invalid { param, message } => Self::invalid(Some(param), message),
+            ServiceError::Forbidden(message) => Self::new(Kind::Forbidden, message),
+            ServiceError::Unavailable(source) => {
+                tracing::error!(error = %source, "the store failed on a request");
+                Self::unavailable("The store cannot be used at the moment. Please retry later.", STORE_PAUSE)
+            }
+        }
+    }
+}
+
+fn capitalised(thing: &str) -> String {
+    let mut letters = thing.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_named_in_words_and_measured_in_seconds() {
+        for (window, words, seconds) in [
+            ("1m", "minute", Some(60)),
+            ("2m", "2 minutes", Some(120)),
+            ("1h", "hour", Some(3600)),
+            ("30s", "30 seconds", Some(30)),
+            ("day", "day", Some(86_400)),
+            ("week Europe/Paris", "week", Some(604_800)),
+            ("now", "now", None),
+            ("", "", None),
+        ] {
+            assert_eq!(
+                (window_words(window).as_str(), window_length(window)),
+                (words, seconds.map(Duration::from_secs))
+            );
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! The HTTP side: where governance (may I, what did it cost) meets the engine (do it); neither knows the other.
+mod account;
+mod admin;
+mod auth;
+mod body;
+mod config;
+mod cors;
+mod error;
+mod fields;
+mod headers;
+mod health;
+mod input;
+mod json;
+mod lifecycle;
+mod limits;
+mod models;
+mod openai;
+mod request_context;
+mod router;
+mod server;
+mod source;
+mod sse;
+mod state;
+
+pub use config::Config;
+pub use lifecycle::Lifecycle;
+pub use models::{ModelState, Models, ReadyModel, ServedModel};
+pub use openai::RequestBounds;
+pub use router::{Access, Route, ops_router, ops_routes, router, routes};
+pub use server::serve;
+pub use source::Peer;
+pub use state::{Api, ApiParts};

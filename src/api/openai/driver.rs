@@ -1,0 +1,392 @@
+//! One generation from admission to settlement: the task that owns the permit and the engine's streams.
+//!
+//! It never waits for the reader: what the reader has not taken yet is kept and joined, bounded by the request's own
+//! maximum. That way a slow reader neither stops the engine nor lets a grant come too late.
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::select_all;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::error;
+use uuid::Uuid;
+
+use super::wire;
+use crate::api::error::{ApiError, Kind};
+use crate::api::limits::denied_detail;
+use crate::engine::{Event, EventStream, Failure, FinishReason, TokenLogprob, TokenUsage};
+use crate::governance::ports::StoreError;
+use crate::governance::{Denied, Permit, Status, Usage};
+use crate::telemetry::{Metrics, TokenClass};
+
+/// Completion tokens asked for at a time, a sequence, when the client set no maximum.
+const BLOCK_TOKENS: u64 = 256;
+/// When to come back after the engine or the store failed us.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// What the writer of the answer gets to see, in order; the last one is `Finished` or `Failed`.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// A prompt is computed and the reservation is on the disk: content may follow.
+    Started,
+    /// Log-probabilities of a prompt's tokens.
+    PromptLogprobs { prompt: usize, tokens: Vec<Option<TokenLogprob>> },
+    /// More of a choice; choices are numbered over all prompts.
+    Text { choice: u32, text: String, logprobs: Vec<TokenLogprob> },
+    /// Complete, and on the ledger.
+    Finished(Finished),
+    /// Ended by an error; nothing is charged.
+    Failed(ApiError),
+}
+
+/// The end of a complete generation.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// Why each choice ended.
+    pub(crate) reasons: Vec<FinishReason>,
+    pub(crate) usage: wire::Usage,
+    /// The limit that ended a choice early.
+    pub(crate) limit: Option<Value>,
+}
+
+/// One prompt under way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    pub(crate) stream: EventStream,
+    /// Completion tokens the engine may sample so far.
+    pub(crate) granted: u64,
+    /// Completion tokens this prompt could use at most.
+    pub(crate) most: u64,
+    /// Set by the terminal event.
+    usage: Option<TokenUsage>,
+    is_parked: bool,
+    retry_at: Option<Instant>,
+    is_ended: bool,
+}
+
+impl Flight {
+    pub(crate) fn new(stream: EventStream, granted: u64, most: u64) -> Self {
+        Self { stream, granted, most, usage: None, is_parked: false, retry_at: None, is_ended: false }
+    }
+}
+
+/// Times that bound a generation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub(crate) stall: Duration,
+    pub(crate) refill: Duration,
+    pub(crate) generation: Duration,
+}
+
+/// A generation under way. Run it as a task of its own: it must outlive the connection.
+pub(crate) struct Generation {
+    pub(crate) id: Uuid,
+    pub(crate) model: String,
+    pub(crate) permit: Permit,
+    pub(crate) flights: Vec<Flight>,
+    /// Choices a prompt.
+    pub(crate) choices: u32,
+    pub(crate) patience: Patience,
+    pub(crate) metrics: Arc<Metrics>,
+    /// When the request arrived.
+    pub(crate) arrived: Instant,
+}
+
+/// How following the engine ended.
+enum Outcome {
+    Completed,
+    ReaderGone,
+    Failed(ApiError),
+}
+
+/// What changes while the generation runs.
+struct Course {
+    generation: Generation,
+    reader: mpsc::Sender<Output>,
+    pending: VecDeque<Output>,
+    reasons: Vec<FinishReason>,
+    limit: Option<Value>,
+    has_started: bool,
+    last_text: Option<Instant>,
+}
+
+impl Generation {
+    /// Follows the engine to the end, settles, and tells the reader how it ended.
+    pub(crate) async fn run(self, reader: mpsc::Sender<Output>) {
+        let metrics = Arc::clone(&self.metrics);
+        metrics.generation_opened();
+        let reasons = vec![FinishReason::Length; self.flights.len() * self.choices as usize];
+        let mut course = Course {
+            generation: self,
+            reader,
+            pending: VecDeque::new(),
+            reasons,
+            limit: None,
+            has_started: false,
+            last_text: None,
+        };
+        let outcome = course.follow().await;
+        course.settle(outcome).await;
+        metrics.generation_closed();
+    }
+}
+
+impl Course {
+    /// Handles events until every prompt has its terminal one, the reader is gone, or something fails.
+    async fn follow(&mut self) -> Outcome {
+        let deadline = Instant::now() + self.generation.patience.generation;
+        while self.generation.flights.iter().any(|flight| flight.usage.is_none()) {
+            let retry_at = self.generation.flights.iter().filter_map(|flight| flight.retry_at).min();
+            let step = tokio::select! {
+                biased;
+                slot = self.reader.reserve(), if !self.pending.is_empty() => match slot {
+                    Ok(slot) => {
+                        slot.send(self.pending.pop_front().expect("the branch is only taken when something is pending"));
+                        continue;
+                    }
+                    Err(_) => Step::ReaderGone,
+                },
+                () = self.reader.closed() => Step::ReaderGone,
+                (flight, event) = next_event(&mut self.generation.flights) => Step::Event(flight, event),
+                () = sleep_until(retry_at.unwrap_or(deadline)), if retry_at.is_some() => Step::Retry,
+                () = sleep_until(deadline) => Step::TooLong,
+            };
+            match step {
+                Step::ReaderGone => return Outcome::ReaderGone,
+                Step::TooLong => return Outcome::Failed(too_long(self.generation.patience.generation)),
+                Step::Retry => self.retry_parked().await,
+                Step::Event(flight, event) => {
+                    if let Err(error) = self.handle(flight, event).await {
+                        return Outcome::Failed(error);
+                    }
+                }
+            }
+        }
+        Outcome::Completed
+    }
+
+    async fn handle(&mut self, index: usize, event: Option<Event>) -> Result<(), ApiError> {
+        let first_choice = index as u32 * self.generation.choices;
+        match event {
+            Some(Event::Started { .. }) => self.start().await?,
+            Some(Event::PromptLogprobs(tokens)) => {
+                self.start().await?;
+                self.pending.push_back(Output::PromptLogprobs { prompt: index, tokens });
+            }
+            Some(Event::Text { choice, text, logprobs }) => self.add_text(first_choice + choice, text, logprobs),
+            Some(Event::ChoiceDone { choice, reason }) => self.reasons[(first_choice + choice) as usize] = reason,
+            Some(Event::AllowanceLow { .. }) => self.extend(index).await,
+            Some(Event::Parked) => {
+                self.generation.flights[index].is_parked = true;
+                self.extend(index).await;
+            }
+            Some(Event::Done(usage)) => self.generation.flights[index].usage = Some(usage),
+            Some(Event::Failed(failure, usage)) => {
+                self.generation.flights[index].usage = Some(usage);
+                return Err(failure_error(failure, self.generation.id));
+            }
+            // The engine promises a terminal event; without one its thread has died.
+            None => return Err(ApiError::internal().naming_request(self.generation.id)),
+        }
+        Ok(())
+    }
+
+    /// The durability rule: the reservation is on the disk before the first content byte leaves.
+    async fn start(&mut self) -> Result<(), ApiError> {
+        if self.has_started {
+            return Ok(());
+        }
+        self.generation.permit.durable().await.map_err(|error| self.unrecorded(&error))?;
+        self.has_started = true;
+        self.pending.push_back(Output::Started);
+        Ok(())
+    }
+
+    fn add_text(&mut self, choice: u32, text: String, logprobs: Vec<TokenLogprob>) {
+        let generation = &self.generation;
+        generation.permit.progress(governed(&used(&generation.flights)));
+        let now = Instant::now();
+        match self.last_text.replace(now) {
+            None => generation.metrics.first_token(&generation.model, now - generation.arrived),
+            Some(before) => generation.metrics.next_token(&generation.model, now - before),
+        }
+        if let Some(Output::Text { choice: last, text: before, logprobs: scores }) = self.pending.back_mut()
+            && *last == choice
+        {
+            before.push_str(&text);
+            scores.extend(logprobs);
+        } else {
+            self.pending.push_back(Output::Text { choice, text, logprobs });
+        }
+    }
+
+    /// Asks for one more block. When a limit refuses: waits if it frees soon, else lets the engine use up what it has and
+    /// then ends the answer.
+    async fn extend(&mut self, index: usize) {
+        let flight = &mut self.generation.flights[index];
+        let room = flight.most.saturating_sub(flight.granted);
+        let want = room.min(BLOCK_TOKENS * u64::from(self.generation.choices));
+        if want == 0 {
+            return;
+        }
+        match self.generation.permit.extend(want).await {
+            Ok(granted) => {
+                flight.stream.grant(u32::try_from(granted).unwrap_or(u32::MAX));
+                flight.granted += granted;
+                (flight.is_parked, flight.retry_at) = (false, None);
+            }
+            Err(denied) => self.refused(index, &denied),
+        }
+    }
+
+    fn refused(&mut self, index: usize, denied: &Denied) {
+        self.limit = Some(denied_detail(denied));
+        let refill = self.generation.patience.refill;
+        let flight = &mut self.generation.flights[index];
+        match denied.retry_after.filter(|wait| *wait <= refill) {
+            Some(wait) => flight.retry_at = Some(Instant::now() + wait),
+            None if flight.is_parked && !flight.is_ended => {
+                (flight.is_ended, flight.retry_at) = (true, None);
+                flight.stream.end_for_limit();
+            }
+            None => flight.retry_at = None,
+        }
+    }
+
+    async fn retry_parked(&mut self) {
+        let now = Instant::now();
+        for index in 0..self.generation.flights.len() {
+            if self.generation.flights[index].retry_at.is_some_and(|at| at <= now) {
+                self.generation.flights[index].retry_at = None;
+                self.extend(index).await;
+            }
+        }
+    }
+
+    /// Brings the engine to an end where it has not come to one, writes the ledger row, then lets the reader know.
+    async fn settle(mut self, outcome: Outcome) {
+        for flight in &self.generation.flights {
+            if flight.usage.is_none() {
+                flight.stream.cancel();
+            }
+        }
+        for flight in &mut self.generation.flights {
+            drain(flight).await;
+        }
+        let usage = used(&self.generation.flights);
+        let is_cut = self.reasons.contains(&FinishReason::Allowance);
+        let status = match &outcome {
+            Outcome::Completed if is_cut => Status::LimitReached,
+            Outcome::Completed => Status::Completed,
+            Outcome::ReaderGone => Status::Aborted,
+            Outcome::Failed(_) => Status::Failed,
+        };
+        let Self { generation, reader, mut pending, reasons, limit, .. } = self;
+        let (metrics, model) = (&generation.metrics, &generation.model);
+        metrics.request_ended(model, generation.arrived.elapsed());
+        let asked = Instant::now();
+        let committed = generation.permit.settle(governed(&usage), status).await;
+        let last = match (outcome, committed) {
+            (_, Err(error)) => {
+                metrics.ledger_failed();
+                error!(request.id = %generation.id, %error, "cannot write the ledger row");
+                Output::Failed(unrecorded())
+            }
+            (Outcome::Failed(error), Ok(())) => Output::Failed(error),
+            (Outcome::Completed | Outcome::ReaderGone, Ok(())) => {
+                metrics.ledger_committed(asked.elapsed());
+                count_charged(metrics, model, &usage);
+                Output::Finished(Finished { usage: shown(&usage), limit: limit.filter(|_| is_cut), reasons })
+            }
+        };
+        pending.push_back(last);
+        for output in pending {
+            // A reader that takes nothing for so long is gone; everything is settled already.
+            if !matches!(timeout(generation.patience.stall, reader.send(output)).await, Ok(Ok(()))) {
+                break;
+            }
+        }
+    }
+
+    fn unrecorded(&self, error: &StoreError) -> ApiError {
+        error!(request.id = %self.generation.id, %error, "cannot write the reservation");
+        unrecorded()
+    }
+}
+
+enum Step {
+    ReaderGone,
+    TooLong,
+    Retry,
+    Event(usize, Option<Event>),
+}
+
+/// The next event of any prompt that is not over.
+async fn next_event(flights: &mut [Flight]) -> (usize, Option<Event>) {
+    let waiting = flights.iter_mut().enumerate().filter(|(_, flight)| flight.usage.is_none());
+    let futures: Vec<_> =
+        waiting.map(|(index, flight)| Box::pin(async move { (index, flight.stream.next().await) })).collect();
+    select_all(futures).await.0
+}
+
+/// Waits for the terminal event, which carries the exact usage.
+async fn drain(flight: &mut Flight) {
+    while flight.usage.is_none() {
+        match flight.stream.next().await {
+            Some(Event::Done(usage) | Event::Failed(_, usage)) => flight.usage = Some(usage),
+            Some(_) => {}
+            None => flight.usage = Some(flight.stream.usage()),
+        }
+    }
+}
+
+/// What all prompts have cost so far.
+fn used(flights: &[Flight]) -> TokenUsage {
+    let mut sum = TokenUsage::default();
+    for flight in flights {
+        let usage = flight.usage.unwrap_or_else(|| flight.stream.usage());
+        sum.prompt_tokens += usage.prompt_tokens;
+        sum.cached_tokens += usage.cached_tokens;
+        sum.completion_tokens += usage.completion_tokens;
+    }
+    sum
+}
+
+fn governed(usage: &TokenUsage) -> Usage {
+    Usage {
+        prompt_tokens: usage.prompt_tokens.into(),
+        cached_tokens: usage.cached_tokens.into(),
+        completion_tokens: usage.completion_tokens.into(),
+    }
+}
+
+fn shown(usage: &TokenUsage) -> wire::Usage {
+    wire::Usage::new(usage.prompt_tokens.into(), usage.cached_tokens.into(), usage.completion_tokens.into())
+}
+
+fn count_charged(metrics: &Metrics, model: &str, usage: &TokenUsage) {
+    metrics.charged(model, TokenClass::Prompt, u64::from(usage.prompt_tokens - usage.cached_tokens));
+    metrics.charged(model, TokenClass::Cached, usage.cached_tokens.into());
+    metrics.charged(model, TokenClass::Completion, usage.completion_tokens.into());
+}
+
+fn failure_error(failure: Failure, id: Uuid) -> ApiError {
+    match failure {
+        Failure::Cancelled | Failure::Shutdown => ApiError::unavailable("The server is stopping. Please retry.", PAUSE),
+        Failure::Deadline => ApiError::overloaded(PAUSE),
+        Failure::Internal(reference) => {
+            error!(request.id = %id, engine.reference = %reference, "the engine failed on a request");
+            ApiError::internal().naming_request(id)
+        }
+    }
+}
+
+fn too_long(most: Duration) -> ApiError {
+    ApiError::new(Kind::Unavailable, format!("The answer took longer than {} seconds.", most.as_secs()))
+}
+
+fn unrecorded() -> ApiError {
+    ApiError::unavailable("The request could not be recorded. Please retry.", PAUSE)
+}

@@ -1,0 +1,18 @@
+//! OpenAI's endpoints: what they accept, what they answer, and the generation between the two.
+mod chat;
+mod chat_request;
+mod completion_request;
+mod completions;
+mod driver;
+mod logprobs;
+mod models;
+mod params;
+mod routes;
+mod start;
+mod unsupported;
+mod wire;
+mod writer;
+
+pub(crate) use models::{get_model, list_models};
+pub use params::RequestBounds;
+pub(crate) use routes::{post_chat, post_completion};

@@ -1,0 +1,60 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`: what the caller's tier may use.
+use axum::extract::{Extension, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use crate::api::error::ApiError;
+use crate::api::json::json_response;
+use crate::api::models::ServedModel;
+use crate::api::state::Api;
+use crate::governance::Principal;
+
+/// `GET /v1/models`; under `/llm/{model}` it holds that model alone.
+pub(crate) async fn list_models(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    path: Option<Path<String>>,
+    headers: HeaderMap,
+) -> Response {
+    let only = path.map(|Path(name)| name);
+    let names = principal.policy.models().filter(|name| only.as_deref().is_none_or(|only| only == *name));
+    let data: Vec<Value> = names.filter_map(|name| api.models.get(name)).map(|model| card(&model, &headers)).collect();
+    json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
+}
+
+/// `GET /v1/models/{id}`; a model of another tier does not exist for the caller.
+pub(crate) async fn get_model(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let model = api.models.get(&name).filter(|_| principal.policy.allows(&name));
+    let model = model.ok_or_else(|| ApiError::not_found("Model"))?;
+    Ok(json_response(StatusCode::OK, &card(&model, &headers)))
+}
+
+fn card(model: &ServedModel, headers: &HeaderMap) -> Value {
+    let capabilities: &[&str] = match model.ready() {
+        Some(ready) if ready.text.chat_template.is_some() => &["chat", "completions"],
+        Some(_) => &["completions"],
+        None => &[],
+    };
+    json!({
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+        "ready": model.ready().is_some(),
+        "url": model.url.clone().or_else(|| own_url(&model.name, headers)),
+        "context_window": model.context_window(),
+        "capabilities": capabilities,
+    })
+}
+
+/// The model's own base URL as the caller would write it.
+fn own_url(name: &str, headers: &HeaderMap) -> Option<String> {
+    let host = headers.get(header::HOST)?.to_str().ok()?;
+    Some(format!("http://{host}/llm/{name}/v1"))
+}

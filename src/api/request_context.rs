@@ -1,0 +1,65 @@
+//! What every request carries: its ids, and the promise that a panic becomes an answer.
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
+use axum::middleware::Next;
+use axum::response::IntoResponse;
+use futures::FutureExt;
+use tracing::{error, info};
+use uuid::Uuid;
+
+use super::error::{ApiError, in_one_shape};
+use super::state::Api;
+
+const CLIENT_ID: HeaderName = HeaderName::from_static("x-request-id");
+const OWN_ID: HeaderName = HeaderName::from_static("x-millgate-request-id");
+/// Longer ids than this are not echoed.
+const MAX_ID_LENGTH: usize = 128;
+
+/// The ids of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestContext {
+    /// Ours; what the ledger and the log use.
+    pub(crate) id: Uuid,
+    /// The client's, if it sent a well-formed one: a label, never an identity.
+    pub(crate) client_id: Option<String>,
+}
+
+/// Gives the request its ids, catches panics, and logs one line when the answer's head is ready.
+pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
+    let started = Instant::now();
+    let context = RequestContext { id: Uuid::now_v7(), client_id: client_id(request.headers()) };
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned());
+    request.extensions_mut().insert(context.clone());
+    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => in_one_shape(response),
+        Err(_) => {
+            // The panic hook has printed what and where; this line says for whom.
+            error!(request.id = %context.id, "{method} {route} panicked");
+            ApiError::internal().naming_request(context.id).into_response()
+        }
+    };
+    let id = HeaderValue::try_from(context.id.to_string()).expect("a UUID is header text");
+    let echoed =
+        context.client_id.as_deref().and_then(|text| HeaderValue::from_str(text).ok()).unwrap_or_else(|| id.clone());
+    response.headers_mut().insert(CLIENT_ID, echoed);
+    response.headers_mut().insert(OWN_ID, id);
+    let (status, elapsed) = (response.status().as_u16(), started.elapsed());
+    api.metrics.answered(&route, status);
+    info!(request.id = %context.id, status, duration_ms = elapsed.as_millis() as u64, "{method} {route} answered {status}");
+    response
+}
+
+/// The client's id if it is short and plain enough to be echoed and logged.
+fn client_id(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(CLIENT_ID)?.to_str().ok()?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
+    (!text.is_empty() && text.len() <= MAX_ID_LENGTH && text.bytes().all(is_plain)).then(|| text.to_owned())
+}

@@ -1,0 +1,193 @@
+//! Every route and every layer, on one page.
+use axum::Router;
+use axum::extract::MatchedPath;
+use axum::handler::Handler;
+use axum::http::Method;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{MethodFilter, MethodRouter, on};
+
+use super::auth::{require_admin, require_caller};
+use super::cors::cors;
+use super::error::{ApiError, Kind};
+use super::request_context::with_context;
+use super::state::Api;
+use super::{account, admin, health, openai};
+
+/// Who may call a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anybody, without a credential.
+    Open,
+    /// Whoever has a valid credential.
+    Caller,
+    /// Members of the administrators' group.
+    Admin,
+}
+
+/// One route: what tests enumerate is what the router is built from.
+#[derive(Clone)]
+pub struct Route {
+    /// The method.
+    pub method: Method,
+    /// The path, with parameters in braces.
+    pub path: &'static str,
+    /// Who may call it.
+    pub access: Access,
+    /// False: the contract names it, and for now it answers that it is not supported yet.
+    pub is_supported: bool,
+    handler: MethodRouter<Api>,
+}
+
+/// The routes of the main listener.
+pub fn routes(has_ops_listener: bool) -> Vec<Route> {
+    let mut routes = [probes(), inference(), account_routes(), administration(), later()].concat();
+    if !has_ops_listener {
+        routes.push(get("/metrics", Access::Open, health::metrics));
+    }
+    routes
+}
+
+/// The routes of the operations listener, all without a credential.
+pub fn ops_routes() -> Vec<Route> {
+    let mut routes = probes();
+    routes.push(get("/metrics", Access::Open, health::metrics));
+    routes.push(post("/v1/tiers/lookup", Access::Open, account::lookup_tier));
+    routes
+}
+
+fn probes() -> Vec<Route> {
+    vec![
+        get("/livez", Access::Open, health::livez),
+        get("/readyz", Access::Open, health::readyz),
+        get("/health", Access::Open, health::readyz),
+    ]
+}
+
+fn inference() -> Vec<Route> {
+    use Access::Caller;
+    vec![
+        get("/v1/models", Caller, openai::list_models),
+        get("/v1/models/{id}", Caller, openai::get_model),
+        post("/v1/chat/completions", Caller, openai::post_chat),
+        post("/v1/completions", Caller, openai::post_completion),
+        get("/llm/{model}/v1/models", Caller, openai::list_models),
+        post("/llm/{model}/v1/chat/completions", Caller, openai::post_chat),
+        post("/llm/{model}/v1/completions", Caller, openai::post_completion),
+    ]
+}
+
+fn account_routes() -> Vec<Route> {
+    use Access::Caller;
+    vec![
+        post("/v1/api-keys", Caller, account::create_key),
+        get("/v1/api-keys", Caller, account::list_keys),
+        get("/v1/api-keys/{id}", Caller, account::get_key),
+        delete("/v1/api-keys/{id}", Caller, account::revoke_key),
+        get("/v1/me", Caller, account::me),
+        post("/v1/tiers/lookup", Caller, account::lookup_tier),
+    ]
+}
+
+fn administration() -> Vec<Route> {
+    use Access::Admin;
+    vec![
+        get("/admin/v1/tiers", Admin, admin::list_tiers),
+        post("/admin/v1/tiers", Admin, admin::create_tier),
+        get("/admin/v1/tiers/{name}", Admin, admin::get_tier),
+        put("/admin/v1/tiers/{name}", Admin, admin::put_tier),
+        delete("/admin/v1/tiers/{name}", Admin, admin::delete_tier),
+        get("/admin/v1/users", Admin, admin::list_users),
+        post("/admin/v1/users", Admin, admin::create_user),
+        get("/admin/v1/users/{name}", Admin, admin::get_user),
+        route(Method::PATCH, "/admin/v1/users/{name}", Admin, admin::patch_user),
+        delete("/admin/v1/users/{name}", Admin, admin::delete_user),
+        get("/admin/v1/groups", Admin, admin::list_groups),
+        post("/admin/v1/groups", Admin, admin::create_group),
+        get("/admin/v1/models", Admin, admin::list_models),
+        get("/admin/v1/models/{name}", Admin, admin::get_model),
+        put("/admin/v1/models/{name}", Admin, admin::put_model),
+        get("/admin/v1/api-keys", Admin, admin::list_all_keys),
+        post("/admin/v1/api-keys", Admin, admin::create_key_for),
+        get("/admin/v1/api-keys/{id}", Admin, admin::get_any_key),
+        delete("/admin/v1/api-keys/{id}", Admin, admin::revoke_any_key),
+    ]
+}
+
+/// What the contract names and a later version answers.
+fn later() -> Vec<Route> {
+    use Access::{Admin, Caller};
+    let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
+    let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke", "/v1/tokens"];
+    let admin_posts = ["/admin/v1/models", "/admin/v1/models/{name}/load", "/admin/v1/models/{name}/unload"];
+    let admin_gets = ["/admin/v1/prices", "/admin/v1/usage", "/admin/v1/audit", "/admin/v1/config"];
+    let mut routes = vec![
+        route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet),
+        delete("/v1/tokens", Caller, not_yet),
+        get("/v1/usage", Caller, not_yet),
+        put("/admin/v1/prices", Admin, not_yet),
+        put("/admin/v1/config", Admin, not_yet),
+        delete("/admin/v1/models/{name}", Admin, not_yet),
+    ];
+    routes.extend(post_only.iter().chain(&own).map(|path| post(path, Caller, not_yet)));
+    routes.extend(admin_posts.iter().map(|path| post(path, Admin, not_yet)));
+    routes.extend(admin_gets.iter().map(|path| get(path, Admin, not_yet)));
+    routes.into_iter().map(|route| Route { is_supported: false, ..route }).collect()
+}
+
+/// The main listener's router.
+pub fn router(api: &Api) -> Router {
+    assemble(api, routes(api.config.has_ops_listener))
+}
+
+/// The operations listener's router.
+pub fn ops_router(api: &Api) -> Router {
+    assemble(api, ops_routes())
+}
+
+/// Layers, outermost first: ids, panics and the log line; cross-origin rules; then each route's own access.
+fn assemble(api: &Api, routes: Vec<Route>) -> Router {
+    let mut router = Router::new();
+    for route in routes {
+        let handler = match route.access {
+            Access::Open => route.handler,
+            Access::Caller => route.handler.route_layer(from_fn_with_state(api.clone(), require_caller)),
+            Access::Admin => route.handler.route_layer(from_fn_with_state(api.clone(), require_admin)),
+        };
+        router = router.route(route.path, handler);
+    }
+    router
+        .fallback(async || ApiError::not_found("Route"))
+        .method_not_allowed_fallback(async || ApiError::new(Kind::MethodNotAllowed, "this route has no such method"))
+        .layer(from_fn_with_state(api.clone(), cors))
+        .layer(from_fn_with_state(api.clone(), with_context))
+        .with_state(api.clone())
+}
+
+async fn not_yet(path: MatchedPath) -> ApiError {
+    ApiError::invalid(None, format!("{} is not supported yet", path.as_str()))
+}
+
+fn route<H, T>(method: Method, path: &'static str, access: Access, handler: H) -> Route
+where
+    H: Handler<T, Api>,
+    T: 'static,
+{
+    let filter = MethodFilter::try_from(method.clone()).expect("routes use the common methods");
+    Route { method, path, access, is_supported: true, handler: on(filter, handler) }
+}
+
+fn get<H: Handler<T, Api>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    route(Method::GET, path, access, handler)
+}
+
+fn post<H: Handler<T, Api>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    route(Method::POST, path, access, handler)
+}
+
+fn put<H: Handler<T, Api>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    route(Method::PUT, path, access, handler)
+}
+
+fn delete<H: Handler<T, Api>, T: 'static>(path: &'static str, access: Access, handler: H) -> Route {
+    route(Method::DELETE, path, access, handler)
+}
