@@ -2,5 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod hub;
+mod independence;
+mod parity;
+mod rig;
 mod text;
 mod text_templates;

@@ -58,6 +58,12 @@ pub(crate) fn fields_of_gguf(file: &GgufFile) -> Result<Fields, ConfigError> {
         fields.get("sliding_window").is_some().into(),
     );
     fields.set("max_window_layers", "max_window_layers".into(), 0.into());
+    if fields.get("head_dim").is_none() {
+        let count = |key: &str| fields.get(key).and_then(Value::as_u64).filter(|&count| count > 0);
+        if let (Some(hidden), Some(heads)) = (count("hidden_size"), count("num_attention_heads")) {
+            fields.set("head_dim", format!("{architecture}.attention.key_length"), (hidden / heads).into());
+        }
+    }
     set_from_tensors(&mut fields, file)?;
     set_rope_scaling(&mut fields, file, architecture)?;
     check_head_sizes(&fields, file, architecture)?;
@@ -117,9 +123,7 @@ fn set_rope_scaling(fields: &mut Fields, file: &GgufFile, architecture: &str) ->
 
 /// Head sizes that a config has no key for must be what it takes for granted.
 fn check_head_sizes(fields: &Fields, file: &GgufFile, architecture: &str) -> Result<(), ConfigError> {
-    let count = |key: &str| fields.get(key).and_then(Value::as_u64);
-    let derived = || Some(count("hidden_size")? / count("num_attention_heads").filter(|&heads| heads > 0)?);
-    let Some(head_dim) = count("head_dim").or_else(derived) else { return Ok(()) };
+    let Some(head_dim) = fields.get("head_dim").and_then(Value::as_u64) else { return Ok(()) };
     for key in ["attention.value_length", "rope.dimension_count"] {
         let name = format!("{architecture}.{key}");
         if let Some(found) = file.value(&name).and_then(GgufValue::as_u64).filter(|&found| found != head_dim) {

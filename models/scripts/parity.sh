@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Makes the tiny checkpoints of models/testdata and transformers' answers again, then compares ours with them.
+# Needs python3 with the venv module and the network for the packages in requirements.txt.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+venv="${PARITY_VENV:-target/parity-venv}"
+if [ ! -x "$venv/bin/python" ]; then
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --extra-index-url https://download.pytorch.org/whl/cpu -r models/scripts/requirements.txt
+fi
+"$venv/bin/python" models/scripts/make_checkpoints.py "$@"
+cargo test -p millgate-models --test models -- parity
