@@ -60,7 +60,7 @@ impl Governor {
         let (settler, queue) = Settler::new();
         let core = Arc::new(Core {
             edge: FailureGuard::new(config.failed_credentials_per_minute, clock.clone()),
-            identities: Identities::new(tables, clock.now_us(), salt_secret),
+            identities: Identities::new(tables, clock.steady_us(), salt_secret),
             records,
             counters,
             clock,
@@ -82,8 +82,7 @@ impl Governor {
     pub async fn authenticate(&self, credential: &Credential, source: IpAddr) -> Result<Principal, AuthFailure> {
         let core = &self.0;
         let now_us = core.clock.now_us();
-        let stale_max = micros(core.config.stale_max);
-        if core.identities.unconfirmed_us(core.clock.steady_us()) > stale_max {
+        if !core.is_policy_fresh().await {
             return Err(AuthFailure::Unavailable);
         }
         match core.identities.verify(core.records.as_ref(), credential, now_us).await {
@@ -138,6 +137,11 @@ impl Governor {
         Ok(plan.standing(&counts, now_us))
     }
 
+    /// Returns when every permit dropped so far is settled and on the disk.
+    pub async fn drain(&self) {
+        self.0.settler.flush().await;
+    }
+
     /// Settles what is still open in the background, writes what is due, and ends the tasks. Call it when no request runs.
     pub async fn shutdown(&self) {
         let core = &self.0;
@@ -149,6 +153,30 @@ impl Governor {
     }
 }
 
+impl Core {
+    /// True when the policy version was read from the store recently enough; reads it if it was not.
+    async fn is_policy_fresh(&self) -> bool {
+        let unconfirmed_us = self.identities.unconfirmed_us(self.clock.steady_us());
+        unconfirmed_us <= micros(self.config.stale_max) || self.follow_version().await
+    }
+
+    /// Reads the policy version; false when the store cannot be read.
+    async fn follow_version(&self) -> bool {
+        let asked_us = self.clock.steady_us();
+        match self.records.policy_version().await {
+            Ok(version) => {
+                self.identities.saw_version(version);
+                self.identities.confirm(asked_us);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the policy version");
+                false
+            }
+        }
+    }
+}
+
 /// Follows the policy version of the store, writes "last used" now and then, forgets quiet sources.
 async fn watch(core: Arc<Core>) {
     let mut next_used_us = core.clock.steady_us() + micros(core.config.last_used_every);
@@ -157,16 +185,10 @@ async fn watch(core: Arc<Core>) {
             () = core.stop.cancelled() => break,
             () = tokio::time::sleep(core.config.policy_poll.max(Duration::from_millis(1))) => {}
         }
-        let asked_us = core.clock.steady_us();
-        match core.records.policy_version().await {
-            Ok(version) => {
-                core.identities.saw_version(version);
-                core.identities.confirm(asked_us);
-            }
-            Err(error) => tracing::warn!(%error, "cannot read the policy version"),
-        }
-        if asked_us >= next_used_us {
-            next_used_us = asked_us + micros(core.config.last_used_every);
+        core.follow_version().await;
+        let now_us = core.clock.steady_us();
+        if now_us >= next_used_us {
+            next_used_us = now_us + micros(core.config.last_used_every);
             write_last_used(&core).await;
             core.edge.forget_quiet();
         }

@@ -1,0 +1,6 @@
+//! Counters in this process's memory.
+
+mod counter;
+mod counters;
+
+pub use counters::MemoryCounters;

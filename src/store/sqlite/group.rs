@@ -1,0 +1,59 @@
+//! A group of journal entries that are committed together; entries that cancel out are never written.
+
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use crate::governance::ports::{Extent, JournalEntry};
+use crate::governance::records::{LedgerRecord, ReservationRecord, Usage};
+
+/// What one transaction writes.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    pub(super) opens: HashMap<Uuid, ReservationRecord>,
+    pub(super) extents: HashMap<Uuid, Vec<Extent>>,
+    pub(super) progress: HashMap<Uuid, Usage>,
+    pub(super) closes: Vec<LedgerRecord>,
+}
+
+impl Group {
+    /// Adds an entry; later ones of a request replace earlier ones.
+    pub(super) fn add(&mut self, entry: JournalEntry) {
+        match entry {
+            JournalEntry::Open(row) => {
+                self.opens.insert(row.request.id, row);
+            }
+            JournalEntry::Extend { id, extents } => match self.opens.get_mut(&id) {
+                Some(open) => open.extents = extents,
+                None => {
+                    self.extents.insert(id, extents);
+                }
+            },
+            JournalEntry::Progress { id, usage } => match self.opens.get_mut(&id) {
+                Some(open) => open.progress = usage,
+                None => {
+                    self.progress.insert(id, usage);
+                }
+            },
+            JournalEntry::Close(row) => {
+                let id = row.request.id;
+                self.opens.remove(&id);
+                self.extents.remove(&id);
+                self.progress.remove(&id);
+                self.closes.push(row);
+            }
+        }
+    }
+
+    /// Puts back ledger rows that an earlier group failed to write, before its own.
+    pub(super) fn owe(&mut self, mut owed: Vec<LedgerRecord>) {
+        owed.append(&mut self.closes);
+        let mut seen = HashSet::new();
+        owed.retain(|row| seen.insert(row.request.id));
+        self.closes = owed;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.opens.is_empty() && self.extents.is_empty() && self.progress.is_empty() && self.closes.is_empty()
+    }
+}

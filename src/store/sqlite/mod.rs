@@ -1,0 +1,12 @@
+//! Durable records in one SQLite file: reads through a small pool, writes through one task that commits in groups.
+
+mod group;
+mod journal;
+mod ledger;
+mod open;
+mod policy;
+mod records;
+mod rows;
+mod writer;
+
+pub use open::{Config, SqliteRecords};

@@ -1,0 +1,102 @@
+//! Opening the data directory: its lock, the database file, the migrations, the writer.
+
+use std::fs::{File, TryLockError};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, SqlSafeStr, SqlitePool};
+use tokio_util::task::TaskTracker;
+
+use super::rows::failed;
+use super::writer::{self, Writer};
+use crate::governance::ports::StoreError;
+
+/// Settings of the SQLite store.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the database file and the lock lie; made when missing. Default: `millgate-data`.
+    pub data_dir: PathBuf,
+    /// Connections that read at the same time. Default: 4; reads are short and mostly cached above.
+    pub readers: u32,
+    /// How long a statement waits for a lock that another program holds on the file. Default: 5 s.
+    pub busy_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { data_dir: "millgate-data".into(), readers: 4, busy_timeout: Duration::from_secs(5) }
+    }
+}
+
+/// Users, keys, tiers, models, journal and ledger in one SQLite file.
+///
+/// The data directory is locked for as long as this lives: two processes never write one ledger.
+pub struct SqliteRecords {
+    pub(super) pool: SqlitePool,
+    pub(super) writer: Writer,
+    pub(super) tasks: TaskTracker,
+    _lock: File,
+}
+
+/// The name of the database file in the data directory.
+const DATABASE: &str = "millgate.db";
+/// The name of the lock file in the data directory.
+const LOCK: &str = "lock";
+
+impl SqliteRecords {
+    /// Opens or makes the store in `config.data_dir`.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] when another process has it; otherwise what the system or SQLite says.
+    pub async fn open(config: &Config) -> Result<Self, StoreError> {
+        let lock = lock(config)?;
+        let options = SqliteConnectOptions::new()
+            .filename(config.data_dir.join(DATABASE))
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(config.busy_timeout)
+            .disable_statement_logging();
+        let mut connection = options.connect().await.map_err(failed("open the database"))?;
+        migrations().run_direct(None, &mut connection, false).await.map_err(|error| StoreError::Unavailable {
+            operation: "bring the database up to date",
+            message: error.to_string().into(),
+        })?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(config.readers.max(1))
+            .connect_with(options)
+            .await
+            .map_err(failed("open the database"))?;
+        let tasks = TaskTracker::new();
+        let (writer, queue) = Writer::new();
+        tasks.spawn(writer::run(connection, queue));
+        Ok(Self { pool, writer, tasks, _lock: lock })
+    }
+}
+
+fn lock(config: &Config) -> Result<File, StoreError> {
+    let unusable = |error: std::io::Error| StoreError::Unavailable {
+        operation: "use the data directory",
+        message: format!("`{}`: {error}", config.data_dir.display()).into(),
+    };
+    std::fs::create_dir_all(&config.data_dir).map_err(unusable)?;
+    let file = File::create(config.data_dir.join(LOCK)).map_err(unusable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(config.data_dir.display().to_string().into())),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+fn migrations() -> Migrator {
+    let start = include_str!("../migrations/0001_start.sql");
+    Migrator::with_migrations(vec![Migration::new(
+        1,
+        "start".into(),
+        MigrationType::Simple,
+        start.into_sql_str(),
+        false,
+    )])
+}

@@ -1,0 +1,306 @@
+//! Users, groups, keys, tiers and models: reading them, and changing them under one version.
+
+use std::collections::BTreeMap;
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{SqliteConnection, SqlitePool};
+
+use super::journal::{begin, end};
+use super::rows::{self, column, failed, to_hex, to_json};
+use crate::governance::ports::{Change, KeyFilter, PolicyTables, StoreError};
+use crate::governance::records::{
+    KeyId, KeyRecord, Membership, MembershipSource, ModelRecord, TierRecord, UserId, UserRecord,
+};
+
+const READ: &str = "read the policy";
+const CHANGE: &str = "change the policy";
+
+struct Failed(StoreError);
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self(failed(CHANGE)(error))
+    }
+}
+
+/// Applies all changes in one transaction if the version is still `expected`.
+pub(super) async fn change(
+    connection: &mut SqliteConnection,
+    expected: u64,
+    changes: Vec<Change>,
+) -> Result<u64, StoreError> {
+    begin(connection).await.map_err(failed(CHANGE))?;
+    let applied = apply_all(connection, expected, changes).await;
+    end(connection, applied).await.map_err(|Failed(error)| error)
+}
+
+async fn apply_all(connection: &mut SqliteConnection, expected: u64, changes: Vec<Change>) -> Result<u64, Failed> {
+    let found = version(&mut *connection).await.map_err(Failed)?;
+    if found != expected {
+        return Err(Failed(StoreError::Changed { expected, found }));
+    }
+    sqlx::query("UPDATE policy_version SET version = version + 1 WHERE id = 1").execute(&mut *connection).await?;
+    for change in changes {
+        apply(connection, change).await?;
+    }
+    Ok(found + 1)
+}
+
+async fn apply(connection: &mut SqliteConnection, change: Change) -> Result<(), sqlx::Error> {
+    match change {
+        Change::PutUser(user) => put_user(connection, &user).await,
+        Change::DeleteUser(user) => {
+            let id = user.to_string();
+            sqlx::query("DELETE FROM user_groups WHERE user_id = $1").bind(&id).execute(&mut *connection).await?;
+            sqlx::query("DELETE FROM users WHERE id = $1").bind(&id).execute(connection).await.map(drop)
+        }
+        Change::PutKey(key) => put_key(connection, &key).await,
+        Change::RevokeKeysOf { user, at_us } => {
+            sqlx::query("UPDATE api_keys SET revoked_at_us = $1 WHERE user_id = $2 AND revoked_at_us IS NULL")
+                .bind(at_us)
+                .bind(user.to_string())
+                .execute(connection)
+                .await
+                .map(drop)
+        }
+        Change::PutTier(tier) => put_tier(connection, &tier).await,
+        Change::DeleteTier(name) => {
+            sqlx::query("DELETE FROM tiers WHERE name = $1").bind(name).execute(connection).await.map(drop)
+        }
+        Change::PutModel(model) => put_model(connection, &model).await,
+        Change::DeleteModel(name) => {
+            sqlx::query("DELETE FROM models WHERE name = $1").bind(name).execute(connection).await.map(drop)
+        }
+        Change::PutGroup(name) => put_group(connection, &name).await,
+    }
+}
+
+async fn put_group(connection: &mut SqliteConnection, name: &str) -> Result<(), sqlx::Error> {
+    let insert = sqlx::query("INSERT INTO known_groups (name) VALUES ($1) ON CONFLICT (name) DO NOTHING");
+    insert.bind(name).execute(connection).await.map(drop)
+}
+
+async fn put_user(connection: &mut SqliteConnection, user: &UserRecord) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO users (id, issuer, subject, name, active, created_at_us) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, active = excluded.active",
+    )
+    .bind(user.id.to_string())
+    .bind(&user.issuer)
+    .bind(&user.subject)
+    .bind(&user.name)
+    .bind(i64::from(user.active))
+    .bind(user.created_at_us)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("DELETE FROM user_groups WHERE user_id = $1")
+        .bind(user.id.to_string())
+        .execute(&mut *connection)
+        .await?;
+    for membership in &user.groups {
+        sqlx::query("INSERT INTO user_groups (user_id, group_name, source) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(user.id.to_string())
+            .bind(&membership.group)
+            .bind(membership.source.as_str())
+            .execute(&mut *connection)
+            .await?;
+        put_group(connection, &membership.group).await?;
+    }
+    Ok(())
+}
+
+async fn put_key(connection: &mut SqliteConnection, key: &KeyRecord) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO api_keys (id, digest, user_id, name, description, labels, models, limits, parent, is_bootstrap, \
+         created_at_us, expires_at_us, revoked_at_us, last_used_at_us) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
+         ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, user_id = excluded.user_id, name = excluded.name, \
+         description = excluded.description, labels = excluded.labels, models = excluded.models, limits = excluded.limits, \
+         created_at_us = excluded.created_at_us, expires_at_us = excluded.expires_at_us, \
+         revoked_at_us = excluded.revoked_at_us",
+    )
+    .bind(key.id.as_str())
+    .bind(to_hex(&key.digest))
+    .bind(key.user.to_string())
+    .bind(&key.name)
+    .bind(&key.description)
+    .bind(to_json(&key.labels))
+    .bind(key.models.as_ref().map(to_json))
+    .bind(to_json(&key.limits))
+    .bind(key.parent.as_ref().map(KeyId::to_string))
+    .bind(i64::from(key.is_bootstrap))
+    .bind(key.created_at_us)
+    .bind(key.expires_at_us)
+    .bind(key.revoked_at_us)
+    .bind(key.last_used_at_us)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn put_tier(connection: &mut SqliteConnection, tier: &TierRecord) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO tiers (name, display_name, description, level, member_groups, limits, weight, origin, position) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+         ON CONFLICT (name) DO UPDATE SET display_name = excluded.display_name, description = excluded.description, \
+         level = excluded.level, member_groups = excluded.member_groups, limits = excluded.limits, \
+         weight = excluded.weight, origin = excluded.origin, position = excluded.position",
+    )
+    .bind(&tier.name)
+    .bind(&tier.display_name)
+    .bind(&tier.description)
+    .bind(i64::from(tier.level))
+    .bind(to_json(&tier.groups))
+    .bind(to_json(&tier.limits))
+    .bind(i64::from(tier.weight))
+    .bind(tier.origin.as_str())
+    .bind(tier.position)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn put_model(connection: &mut SqliteConnection, model: &ModelRecord) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO models (name, display_name, source, published, settings, created_at_us) VALUES ($1, $2, $3, $4, $5, $6) \
+         ON CONFLICT (name) DO UPDATE SET display_name = excluded.display_name, source = excluded.source, \
+         published = excluded.published, settings = excluded.settings",
+    )
+    .bind(&model.name)
+    .bind(&model.display_name)
+    .bind(&model.source)
+    .bind(to_json(&model.published))
+    .bind(&model.settings)
+    .bind(model.created_at_us)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+pub(super) async fn version<'e>(executor: impl sqlx::SqliteExecutor<'e>) -> Result<u64, StoreError> {
+    let select = sqlx::query("SELECT version FROM policy_version WHERE id = 1");
+    let row = select.fetch_one(executor).await.map_err(failed(READ))?;
+    rows::count(&row, "policy version", "version")
+}
+
+pub(super) async fn tables(pool: &SqlitePool) -> Result<PolicyTables, StoreError> {
+    // One read transaction: version, tiers and models belong together.
+    let mut transaction = pool.begin().await.map_err(failed(READ))?;
+    let version = version(&mut *transaction).await?;
+    let tiers = sqlx::query("SELECT * FROM tiers ORDER BY name").fetch_all(&mut *transaction).await;
+    let models = sqlx::query("SELECT * FROM models ORDER BY name").fetch_all(&mut *transaction).await;
+    transaction.rollback().await.map_err(failed(READ))?;
+    Ok(PolicyTables {
+        version,
+        tiers: tiers.map_err(failed(READ))?.iter().map(rows::tier).collect::<Result<_, _>>()?,
+        models: models.map_err(failed(READ))?.iter().map(rows::model).collect::<Result<_, _>>()?,
+    })
+}
+
+pub(super) async fn key(pool: &SqlitePool, id: &KeyId) -> Result<Option<(KeyRecord, UserRecord)>, StoreError> {
+    let select = sqlx::query("SELECT * FROM api_keys WHERE id = $1").bind(id.as_str());
+    let Some(row) = select.fetch_optional(pool).await.map_err(failed("look up a key"))? else {
+        return Ok(None);
+    };
+    let key = rows::key(&row)?;
+    Ok(user(pool, key.user).await?.map(|user| (key, user)))
+}
+
+pub(super) async fn keys(pool: &SqlitePool, filter: &KeyFilter) -> Result<Vec<KeyRecord>, StoreError> {
+    let select = sqlx::query(
+        "SELECT * FROM api_keys WHERE ($1 IS NULL OR user_id = $1) AND ($2 IS NULL OR \
+         (created_at_us, id) < (SELECT created_at_us, id FROM api_keys WHERE id = $2)) \
+         ORDER BY created_at_us DESC, id DESC LIMIT $3",
+    )
+    .bind(filter.user.map(|user| user.to_string()))
+    .bind(filter.after.as_ref().map(KeyId::to_string))
+    .bind(i64::from(filter.limit));
+    let found = select.fetch_all(pool).await.map_err(failed("list keys"))?;
+    found.iter().map(rows::key).collect()
+}
+
+pub(super) async fn live_keys(pool: &SqlitePool, user: UserId, now_us: i64) -> Result<u64, StoreError> {
+    let select = sqlx::query(
+        "SELECT COUNT(*) AS live FROM api_keys WHERE user_id = $1 AND revoked_at_us IS NULL \
+         AND (expires_at_us IS NULL OR expires_at_us > $2)",
+    );
+    let row = select.bind(user.to_string()).bind(now_us).fetch_one(pool).await.map_err(failed("count keys"))?;
+    rows::count(&row, "count of keys", "live")
+}
+
+pub(super) async fn bootstrap_keys(pool: &SqlitePool) -> Result<Vec<KeyRecord>, StoreError> {
+    let select = sqlx::query("SELECT * FROM api_keys WHERE is_bootstrap = 1 AND revoked_at_us IS NULL");
+    let found = select.fetch_all(pool).await.map_err(failed("look up the bootstrap key"))?;
+    found.iter().map(rows::key).collect()
+}
+
+pub(super) async fn user(pool: &SqlitePool, id: UserId) -> Result<Option<UserRecord>, StoreError> {
+    let select = sqlx::query("SELECT * FROM users WHERE id = $1").bind(id.to_string());
+    with_groups(pool, select.fetch_optional(pool).await.map_err(failed("look up a user"))?).await
+}
+
+pub(super) async fn user_by_subject(
+    pool: &SqlitePool,
+    issuer: &str,
+    subject: &str,
+) -> Result<Option<UserRecord>, StoreError> {
+    let select = sqlx::query("SELECT * FROM users WHERE issuer = $1 AND subject = $2").bind(issuer).bind(subject);
+    with_groups(pool, select.fetch_optional(pool).await.map_err(failed("look up a user"))?).await
+}
+
+async fn with_groups(pool: &SqlitePool, row: Option<SqliteRow>) -> Result<Option<UserRecord>, StoreError> {
+    let Some(row) = row else { return Ok(None) };
+    let mut user = user_row(&row)?;
+    let select = sqlx::query("SELECT * FROM user_groups WHERE user_id = $1 ORDER BY group_name, source");
+    let found = select.bind(user.id.to_string()).fetch_all(pool).await.map_err(failed("look up groups"))?;
+    user.groups = found.iter().map(membership).collect::<Result<_, _>>()?;
+    Ok(Some(user))
+}
+
+pub(super) async fn users(pool: &SqlitePool, after: Option<&str>, limit: u32) -> Result<Vec<UserRecord>, StoreError> {
+    let select = sqlx::query("SELECT * FROM users WHERE ($1 IS NULL OR name > $1) ORDER BY name LIMIT $2");
+    let found = select.bind(after).bind(i64::from(limit)).fetch_all(pool).await.map_err(failed("list users"))?;
+    let mut users = found.iter().map(user_row).collect::<Result<Vec<_>, _>>()?;
+    let (Some(first), Some(last)) = (users.first(), users.last()) else {
+        return Ok(users);
+    };
+    let select = sqlx::query(
+        "SELECT user_groups.* FROM user_groups JOIN users ON users.id = user_groups.user_id \
+         WHERE users.name >= $1 AND users.name <= $2 ORDER BY group_name, source",
+    );
+    let found = select.bind(&first.name).bind(&last.name).fetch_all(pool).await.map_err(failed("list users"))?;
+    let mut groups: BTreeMap<UserId, Vec<Membership>> = BTreeMap::new();
+    for row in &found {
+        groups.entry(rows::user_id(row, "membership", "user_id")?).or_default().push(membership(row)?);
+    }
+    for user in &mut users {
+        user.groups = groups.remove(&user.id).unwrap_or_default();
+    }
+    Ok(users)
+}
+
+pub(super) async fn groups(pool: &SqlitePool) -> Result<Vec<String>, StoreError> {
+    let select = sqlx::query("SELECT name FROM known_groups ORDER BY name");
+    let found = select.fetch_all(pool).await.map_err(failed("list groups"))?;
+    found.iter().map(|row| column(row, "group", "name")).collect()
+}
+
+fn user_row(row: &SqliteRow) -> Result<UserRecord, StoreError> {
+    const WHAT: &str = "user";
+    Ok(UserRecord {
+        id: rows::user_id(row, WHAT, "id")?,
+        issuer: column(row, WHAT, "issuer")?,
+        subject: column(row, WHAT, "subject")?,
+        name: column(row, WHAT, "name")?,
+        active: column::<i64, _>(row, WHAT, "active")? != 0,
+        created_at_us: column(row, WHAT, "created_at_us")?,
+        groups: Vec::new(),
+    })
+}
+
+fn membership(row: &SqliteRow) -> Result<Membership, StoreError> {
+    let source: &str = column(row, "membership", "source")?;
+    let source =
+        if source == MembershipSource::Local.as_str() { MembershipSource::Local } else { MembershipSource::Federated };
+    Ok(Membership { group: column(row, "membership", "group_name")?, source })
+}

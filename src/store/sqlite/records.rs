@@ -1,0 +1,93 @@
+//! The SQLite store as [`Records`]: every operation by name, nothing else.
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::open::SqliteRecords;
+use super::{ledger, policy};
+use crate::governance::ports::{
+    Change, Commit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
+};
+use crate::governance::records::{KeyId, KeyRecord, LedgerRecord, ReservationRecord, UserId, UserRecord};
+
+#[async_trait]
+impl Records for SqliteRecords {
+    async fn policy_version(&self) -> Result<u64, StoreError> {
+        policy::version(&self.pool).await
+    }
+
+    async fn policy(&self) -> Result<PolicyTables, StoreError> {
+        policy::tables(&self.pool).await
+    }
+
+    async fn key(&self, id: &KeyId) -> Result<Option<(KeyRecord, UserRecord)>, StoreError> {
+        policy::key(&self.pool, id).await
+    }
+
+    async fn keys(&self, filter: &KeyFilter) -> Result<Vec<KeyRecord>, StoreError> {
+        policy::keys(&self.pool, filter).await
+    }
+
+    async fn live_keys(&self, user: UserId, now_us: i64) -> Result<u64, StoreError> {
+        policy::live_keys(&self.pool, user, now_us).await
+    }
+
+    async fn bootstrap_keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
+        policy::bootstrap_keys(&self.pool).await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<UserRecord>, StoreError> {
+        policy::user(&self.pool, id).await
+    }
+
+    async fn user_by_subject(&self, issuer: &str, subject: &str) -> Result<Option<UserRecord>, StoreError> {
+        policy::user_by_subject(&self.pool, issuer, subject).await
+    }
+
+    async fn users(&self, after: Option<&str>, limit: u32) -> Result<Vec<UserRecord>, StoreError> {
+        policy::users(&self.pool, after, limit).await
+    }
+
+    async fn groups(&self) -> Result<Vec<String>, StoreError> {
+        policy::groups(&self.pool).await
+    }
+
+    async fn change(&self, expected: u64, changes: Vec<Change>) -> Result<u64, StoreError> {
+        self.writer.change(expected, changes).await
+    }
+
+    fn submit(&self, entry: JournalEntry) -> Commit {
+        self.writer.submit(entry)
+    }
+
+    async fn open_reservations(&self) -> Result<Vec<ReservationRecord>, StoreError> {
+        ledger::open_reservations(&self.pool).await
+    }
+
+    async fn ledger_since(&self, settled_from_us: i64) -> Result<Vec<LedgerRecord>, StoreError> {
+        ledger::since(&self.pool, settled_from_us).await
+    }
+
+    async fn charged_between(&self, start_us: i64, end_us: i64) -> Result<Vec<SubjectSum>, StoreError> {
+        ledger::charged_between(&self.pool, start_us, end_us).await
+    }
+
+    async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
+        ledger::usage(&self.pool, query).await
+    }
+
+    async fn ledger_row(&self, id: Uuid) -> Result<Option<LedgerRecord>, StoreError> {
+        ledger::row(&self.pool, id).await
+    }
+
+    async fn touch_keys(&self, used: Vec<(KeyId, i64)>) -> Result<(), StoreError> {
+        self.writer.touch(used).await
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.pool.close().await;
+    }
+}
