@@ -30,26 +30,23 @@ async fn sixty_four_parallel_requests_never_charge_more_than_the_hundred_tokens_
     let mut given = Usage::default();
     let mut requests = 0;
     for round in 0..3 {
-        let tasks: Vec<_> = (0..64u64)
-            .map(|i| {
-                let (house, who) = (house.clone(), who.clone());
-                tokio::task::spawn(async move {
-                    let permit = house.governor.admit(&who, ask(7, 5 + i % 9)).await.ok()?;
-                    permit.durable().await.expect("durable");
-                    let usage = used(7, (i + round) % 5);
-                    permit.settle(usage, Status::Completed).await.expect("settled");
-                    Some(usage)
-                })
-            })
-            .collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for i in 0..64u64 {
+            let (house, who) = (house.clone(), who.clone());
+            tasks.spawn(async move {
+                let permit = house.governor.admit(&who, ask(7, 5 + i % 9)).await.ok()?;
+                permit.durable().await.expect("durable");
+                let usage = used(7, (i + round) % 5);
+                permit.settle(usage, Status::Completed).await.expect("settled");
+                Some(usage)
+            });
+        }
         let mut this_minute = 0;
-        for task in tasks {
-            if let Some(usage) = task.await.expect("no panic") {
-                requests += 1;
-                this_minute += usage.total_tokens();
-                given.prompt_tokens += usage.prompt_tokens;
-                given.completion_tokens += usage.completion_tokens;
-            }
+        for usage in tasks.join_all().await.into_iter().flatten() {
+            requests += 1;
+            this_minute += usage.total_tokens();
+            given.prompt_tokens += usage.prompt_tokens;
+            given.completion_tokens += usage.completion_tokens;
         }
         assert!(this_minute <= 100, "{this_minute} in one minute");
         assert!(this_minute > 0, "somebody got through");

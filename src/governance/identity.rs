@@ -141,7 +141,6 @@ impl Identities {
             is_admin: groups.iter().any(|group| group == ADMINS),
             groups: groups.into(),
             key: key.map(|key| key.id.clone()),
-            key_expires_at_us: key.and_then(|key| key.expires_at_us),
             cache_salt: self.salt(user.id),
         }
     }

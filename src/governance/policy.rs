@@ -31,8 +31,6 @@ pub struct Principal {
     pub policy: Arc<Policy>,
     /// Whether they administer this server.
     pub is_admin: bool,
-    /// When the key stops working; keys made with it do not live longer.
-    pub(super) key_expires_at_us: Option<i64>,
     /// Separates this user's cached prefixes from everybody else's.
     pub(super) cache_salt: [u8; 16],
 }

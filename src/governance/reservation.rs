@@ -21,7 +21,7 @@ const TOKENS_MAX: u64 = 1 << 60;
 ///
 /// An explicit maximum is reserved whole, so such an answer is never cut by a limit. Without one a block for each sequence is
 /// reserved, or what is left, at least one token a sequence.
-pub fn admission(prompt_tokens: u64, sequences: u64, cap: CompletionCap, block_tokens: u64) -> Need {
+pub(super) fn admission(prompt_tokens: u64, sequences: u64, cap: CompletionCap, block_tokens: u64) -> Need {
     let all = |a_sequence: u64| a_sequence.saturating_mul(sequences).min(TOKENS_MAX);
     let (least, most) = match cap {
         CompletionCap::Explicit(cap) => (all(cap), all(cap)),
@@ -37,7 +37,7 @@ pub fn admission(prompt_tokens: u64, sequences: u64, cap: CompletionCap, block_t
 }
 
 /// What an extension charges: as much of `want` as is left, at least one token a sequence.
-pub fn extension(want: u64, sequences: u64) -> Need {
+pub(super) fn extension(want: u64, sequences: u64) -> Need {
     let most = want.min(TOKENS_MAX);
     Need { completion_least: most.min(sequences.max(1)), completion_most: most, ..Need::default() }
 }

@@ -16,6 +16,10 @@ use crate::governance::records::{KeyId, LedgerRecord};
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// Something to write.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all commands are journal entries; a box would cost each an allocation"
+)]
 enum Command {
     Journal(JournalEntry, Answer<()>),
     Change(u64, Vec<Change>, Answer<u64>),
