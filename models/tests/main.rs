@@ -6,4 +6,5 @@ mod independence;
 mod parity;
 mod rig;
 mod text;
+mod text_hostile;
 mod text_templates;

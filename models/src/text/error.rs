@@ -40,7 +40,7 @@ pub enum TextError {
     /// A part of the tokenizer is of a kind this server does not know.
     #[error("{part} of kind `{kind}` is not supported")]
     Unsupported {
-        /// Which part, for example `tokenizer decoder`.
+        /// Which part, for example `decoder in tokenizer.json`.
         part: &'static str,
         /// The kind's name in the file.
         kind: String,
@@ -89,4 +89,14 @@ pub enum TemplateError {
         /// The engine's message with the line.
         problem: String,
     },
+}
+
+/// A message of the tokenizer library, which may quote a token of any length.
+pub(super) fn shortened(error: &dyn std::fmt::Display) -> String {
+    const MAX_CHARS: usize = 300;
+    let text = error.to_string();
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }

@@ -4,14 +4,15 @@ use std::collections::HashSet;
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
-use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Pipeline};
 
 use super::TextError;
+use super::error::shortened;
 use super::gguf_pre::Pre;
 use super::pieces::{MAX_TOKEN_IDS, Pieces};
-use super::spelling::{LeadingSpace, Spelling};
+use super::spelling::{LeadingSpace, Spelling, fallback_name};
 use super::tokenizer::Parts;
+use super::wrapping::Wrapping;
 
 /// The `tokenizer.*` metadata of a GGUF file, as plain values.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -129,7 +130,7 @@ fn byte_level(metadata: &GgufTokenizer, pre: Pre) -> Result<Parts, TextError> {
     let split = |merge: &String| -> Result<(String, String), TextError> {
         // Pieces may hold no space: the alphabet spells it `Ġ`.
         let pair = merge.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty());
-        let (left, right) = pair.ok_or_else(|| problem(format!("merge `{}` is not two pieces", shown(merge))))?;
+        let (left, right) = pair.ok_or_else(|| problem(format!("merge `{}` is not two pieces", shortened(merge))))?;
         Ok((left.to_owned(), right.to_owned()))
     };
     if metadata.merges.is_empty() {
@@ -145,10 +146,10 @@ fn byte_level(metadata: &GgufTokenizer, pre: Pre) -> Result<Parts, TextError> {
     pipeline.with_normalizer(pre.normalizer());
     pipeline.with_pre_tokenizer(Some(pre.pre_tokenizer()?));
     add_tokens(&mut pipeline, metadata);
-    add_post_processor(&mut pipeline, metadata, metadata.add_bos.unwrap_or(pre.adds_bos()))?;
     let pieces = pieces_of(metadata, &Spelling::byte_level())?;
     let text_per_piece = Some(if pre.normalizer().is_some() { 4 } else { 1 });
-    Ok(Parts { pipeline, pieces, leading_space: LeadingSpace::Keep, text_per_piece })
+    let wrapping = wrapping(metadata, pre.adds_bos());
+    Ok(Parts { pipeline, pieces, leading_space: LeadingSpace::Keep, wrapping, text_per_piece })
 }
 
 fn sentence_piece(metadata: &GgufTokenizer) -> Result<Parts, TextError> {
@@ -163,7 +164,7 @@ fn sentence_piece(metadata: &GgufTokenizer) -> Result<Parts, TextError> {
     });
     let vocab = vocab_of(metadata);
     let merges = merges_from_scores(metadata, &vocab);
-    let has_all_bytes = (0..=255u8).all(|byte| vocab.contains_key(&format!("<0x{byte:02X}>")));
+    let has_all_bytes = (0..=255u8).all(|byte| vocab.contains_key(&fallback_name(byte)));
     let mut model = BPE::builder().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
     if let Some(unknown) = unknown {
         model = model.unk_token(unknown.to_owned());
@@ -176,12 +177,11 @@ fn sentence_piece(metadata: &GgufTokenizer) -> Result<Parts, TextError> {
     }
     pipeline.with_normalizer(Some(Sequence::new(steps)));
     add_tokens(&mut pipeline, metadata);
-    add_post_processor(&mut pipeline, metadata, metadata.add_bos.unwrap_or(true))?;
     let leading_space = if has_prefix { LeadingSpace::StripOne } else { LeadingSpace::Keep };
     let pieces = pieces_of(metadata, &Spelling::sentence_piece(leading_space))?;
     // Without all byte tokens, unknown text of any length becomes one token.
     let text_per_piece = has_all_bytes.then_some(1);
-    Ok(Parts { pipeline, pieces, leading_space, text_per_piece })
+    Ok(Parts { pipeline, pieces, leading_space, wrapping: wrapping(metadata, true), text_per_piece })
 }
 
 /// Token to id; the first of two equal tokens is the one that text becomes.
@@ -237,31 +237,10 @@ fn add_tokens(pipeline: &mut Pipeline, metadata: &GgufTokenizer) {
     pipeline.add_tokens(&tokens);
 }
 
-fn add_post_processor(pipeline: &mut Pipeline, metadata: &GgufTokenizer, add_bos: bool) -> Result<(), TextError> {
-    let begin = metadata.bos_token_id.filter(|_| add_bos);
+fn wrapping(metadata: &GgufTokenizer, adds_bos: bool) -> Wrapping {
+    let begin = metadata.bos_token_id.filter(|_| metadata.add_bos.unwrap_or(adds_bos));
     let end = metadata.eos_token_id.filter(|_| metadata.add_eos.unwrap_or(false));
-    if begin.is_none() && end.is_none() {
-        return Ok(());
-    }
-    // Names of the template's own, as a token's text may hold any character.
-    let (mut single, mut specials) = (Vec::new(), Vec::new());
-    if let Some(id) = begin {
-        single.push("<begin>:0".to_owned());
-        specials.push(("<begin>".to_owned(), id));
-    }
-    single.push("$A:0".to_owned());
-    if let Some(id) = end {
-        single.push("<end>:0".to_owned());
-        specials.push(("<end>".to_owned(), id));
-    }
-    let template = TemplateProcessing::builder()
-        .try_single(single)
-        .map_err(|error| problem(error.to_string()))?
-        .special_tokens(specials)
-        .build()
-        .map_err(|error| problem(error.to_string()))?;
-    pipeline.with_post_processor(Some(template));
-    Ok(())
+    Wrapping { before: begin.into_iter().collect(), after: end.into_iter().collect() }
 }
 
 fn pieces_of(metadata: &GgufTokenizer, spelling: &Spelling) -> Result<Pieces, TextError> {
@@ -278,14 +257,42 @@ fn pieces_of(metadata: &GgufTokenizer, spelling: &Spelling) -> Result<Pieces, Te
     Ok(pieces.build())
 }
 
-fn shown(text: &str) -> String {
-    text.chars().take(60).collect()
-}
-
 fn library_problem(error: tokenizers::Error) -> TextError {
-    problem(error.to_string())
+    problem(shortened(&error))
 }
 
 fn problem(problem: String) -> TextError {
     TextError::Gguf { problem }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::gguf_text::gguf_tokenizer;
+    use crate::text::{ChatMessage, ModelText};
+    use crate::weights::{FileBytes, GgufFile};
+
+    #[test]
+    fn the_tokenizer_of_a_real_gguf_file_gives_the_ids_of_the_hugging_face_tokenizer() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/text");
+        let json = |name: &str| -> serde_json::Value {
+            serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
+        };
+        let file = GgufFile::parse(FileBytes::map(&folder.join("vocabulary.gguf")).unwrap()).unwrap();
+        let text = ModelText::from_gguf(&gguf_tokenizer(&file).unwrap()).unwrap();
+        let (texts, expected) = (json("texts.json"), json("spm.json"));
+        let expected = expected["variants"]["prefix"]["ids"].as_array().unwrap();
+        assert!(expected.len() > 50);
+        for (input, wanted) in texts.as_array().unwrap().iter().zip(expected) {
+            let input = input.as_str().unwrap();
+            let ids = serde_json::json!(text.tokenizer.encode_rendered(input).unwrap());
+            assert_eq!(&ids, wanted, "{input:?}");
+            assert_eq!(text.tokenizer.encode(input).unwrap()[0], 1);
+        }
+        let hello = ChatMessage { role: "user".into(), content: "hi".into(), name: None };
+        assert_eq!(text.chat_template.unwrap().render(&[hello], false).unwrap(), "<s>[user] hi\n");
+        // `</s>`, which the file names, and `<|end|>`, which ends turns by its name.
+        assert_eq!(text.end_tokens, [2, 3]);
+    }
 }

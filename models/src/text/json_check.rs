@@ -19,6 +19,8 @@ struct Outline {
     pre_tokenizer: Value,
     #[serde(default)]
     decoder: Value,
+    #[serde(default)]
+    post_processor: Value,
     model: ModelOutline,
 }
 
@@ -62,6 +64,8 @@ enum VocabOutline {
 pub(super) struct Checked {
     /// The `decoder` part.
     pub(super) decoder: Value,
+    /// The `post_processor` part.
+    pub(super) post_processor: Value,
     /// How many bytes of text one byte of a token can stand for; `None` when a token may swallow any amount.
     pub(super) text_per_piece: Option<usize>,
 }
@@ -74,9 +78,10 @@ pub(super) fn check(bytes: &[u8]) -> Result<Checked, TextError> {
     let outline: Outline = serde_json::from_slice(bytes).map_err(|error| problem(error.to_string()))?;
     check_ids(&outline)?;
     check_model(&outline.model)?;
+    check_normalizer(&outline.normalizer)?;
     check_pre_tokenizer(&outline.pre_tokenizer)?;
     let text_per_piece = text_per_piece(&outline);
-    Ok(Checked { decoder: outline.decoder, text_per_piece })
+    Ok(Checked { decoder: outline.decoder, post_processor: outline.post_processor, text_per_piece })
 }
 
 fn check_ids(outline: &Outline) -> Result<(), TextError> {
@@ -99,11 +104,11 @@ fn check_model(model: &ModelOutline) -> Result<(), TextError> {
     // The library slices merges at the affix's length without looking; no model served here has one.
     if is_bpe && affix.into_iter().flatten().any(|affix| !affix.is_empty()) {
         let kind = "BPE with a subword prefix or suffix".to_owned();
-        return Err(TextError::Unsupported { part: "tokenizer model", kind });
+        return Err(TextError::Unsupported { part: "model in tokenizer.json", kind });
     }
     if model.dropout.is_some_and(|dropout| dropout != 0.0) {
         let kind = "BPE with dropout (random token ids)".to_owned();
-        return Err(TextError::Unsupported { part: "tokenizer model", kind });
+        return Err(TextError::Unsupported { part: "model in tokenizer.json", kind });
     }
     if let (Some(VocabOutline::Scored(pieces)), Some(unk_id)) = (&model.vocab, model.unk_id)
         && unk_id >= pieces.len() as u64
@@ -117,6 +122,36 @@ fn check_model(model: &ModelOutline) -> Result<(), TextError> {
         return Err(problem(format!("unk_token `{unk}` is not in the vocabulary")));
     }
     Ok(())
+}
+
+/// The normalizers that are safe to build from any file.
+///
+/// `Precompiled` is not: the library follows the offsets in its table without looking. It belongs to Unigram models.
+const NORMALIZERS: [&str; 13] = [
+    "BertNormalizer",
+    "ByteLevel",
+    "Lowercase",
+    "NFC",
+    "NFD",
+    "NFKC",
+    "NFKD",
+    "Nmt",
+    "Prepend",
+    "Replace",
+    "Sequence",
+    "Strip",
+    "StripAccents",
+];
+
+fn check_normalizer(part: &Value) -> Result<(), TextError> {
+    if part.is_null() {
+        return Ok(());
+    }
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or("without a type");
+    if !NORMALIZERS.contains(&kind) {
+        return Err(TextError::Unsupported { part: "normalizer in tokenizer.json", kind: kind.to_owned() });
+    }
+    part.get("normalizers").and_then(Value::as_array).into_iter().flatten().try_for_each(check_normalizer)
 }
 
 /// A fixed-length pre-tokenizer of length zero would divide by it.

@@ -14,6 +14,7 @@ mod template;
 mod template_clock;
 mod template_json;
 mod tokenizer;
+mod wrapping;
 
 pub use error::{TemplateError, TextError};
 pub use folder::ModelText;

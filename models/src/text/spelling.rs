@@ -132,7 +132,12 @@ impl Spelling {
 }
 
 fn unsupported(kind: &str) -> TextError {
-    TextError::Unsupported { part: "tokenizer decoder", kind: kind.to_owned() }
+    TextError::Unsupported { part: "decoder in tokenizer.json", kind: kind.to_owned() }
+}
+
+/// SentencePiece's name of the token for one byte.
+pub(super) fn fallback_name(byte: u8) -> String {
+    format!("<0x{byte:02X}>")
 }
 
 /// The byte a SentencePiece byte token such as `<0x0A>` stands for.

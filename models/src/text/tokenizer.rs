@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::error::shortened;
 use super::gguf::{self, GgufTokenizer};
 use super::pieces::Pieces;
 use super::spelling::{LeadingSpace, Spelling};
+use super::wrapping::Wrapping;
 use super::{StreamDecoder, TextError, json_check};
 
 /// A tokenizer; cheap to clone and to share between threads.
@@ -18,6 +20,7 @@ struct Inner {
     pipeline: tokenizers::Tokenizer,
     pieces: Pieces,
     leading_space: LeadingSpace,
+    wrapping: Wrapping,
     max_token_bytes: usize,
 }
 
@@ -26,6 +29,7 @@ pub(super) struct Parts {
     pub(super) pipeline: tokenizers::Tokenizer,
     pub(super) pieces: Pieces,
     pub(super) leading_space: LeadingSpace,
+    pub(super) wrapping: Wrapping,
     /// Bytes of text per byte of token, at most; `None` when unbounded.
     pub(super) text_per_piece: Option<usize>,
 }
@@ -38,15 +42,18 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
         let checked = json_check::check(bytes)?;
         let spelling = Spelling::from_decoder(&checked.decoder)?;
+        let wrapping = Wrapping::from_post_processor(&checked.post_processor)?;
         let mut pipeline = tokenizers::Tokenizer::from_bytes(bytes).map_err(json_problem)?;
         // A training-time setting that would silently cut prompts.
         pipeline.with_truncation(None).map_err(json_problem)?;
         pipeline.with_padding(None);
+        pipeline.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let pieces = pieces_of(&pipeline, &spelling)?;
         Ok(Self::assemble(Parts {
             pipeline,
             pieces,
             leading_space: spelling.leading_space,
+            wrapping,
             text_per_piece: checked.text_per_piece,
         }))
     }
@@ -63,8 +70,8 @@ impl Tokenizer {
     fn assemble(parts: Parts) -> Self {
         let longest = parts.pieces.longest();
         let max_token_bytes = parts.text_per_piece.map_or(usize::MAX, |factor| longest.saturating_mul(factor));
-        let Parts { pipeline, pieces, leading_space, .. } = parts;
-        Self { inner: Arc::new(Inner { pipeline, pieces, leading_space, max_token_bytes }) }
+        let Parts { pipeline, pieces, leading_space, wrapping, .. } = parts;
+        Self { inner: Arc::new(Inner { pipeline, pieces, leading_space, wrapping, max_token_bytes }) }
     }
 
     /// Token ids of a raw prompt, with what the model's post-processor adds (usually the begin token).
@@ -72,7 +79,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] when the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        self.encode_with(text, true)
+        let Wrapping { before, after } = &self.inner.wrapping;
+        Ok([before.as_slice(), &self.encode_rendered(text)?, after.as_slice()].concat())
     }
 
     /// Token ids of a rendered chat template: special tokens in the text are recognised, none are added.
@@ -80,12 +88,8 @@ impl Tokenizer {
     /// # Errors
     /// As [`Self::encode`].
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        self.encode_with(text, false)
-    }
-
-    fn encode_with(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner.pipeline.encode_fast(text, add_special);
-        let encoding = encoding.map_err(|error| TextError::Encode { problem: error.to_string() })?;
+        let encoding = self.inner.pipeline.encode_fast(text, false);
+        let encoding = encoding.map_err(|error| TextError::Encode { problem: shortened(&error) })?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -157,5 +161,5 @@ fn pieces_of(pipeline: &tokenizers::Tokenizer, spelling: &Spelling) -> Result<Pi
 }
 
 fn json_problem(error: tokenizers::Error) -> TextError {
-    TextError::Json { file: "tokenizer.json".to_owned(), problem: error.to_string() }
+    TextError::Json { file: "tokenizer.json".to_owned(), problem: shortened(&error) }
 }
