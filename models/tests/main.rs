@@ -1,8 +1,11 @@
 //! The one test binary.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod gguf_reading;
+mod hostile_files;
 mod hub;
 mod independence;
+mod loading;
 mod parity;
 mod rig;
 mod text;
