@@ -225,6 +225,23 @@ fn a_chat_template_is_found_wherever_either_generation_of_files_puts_it() {
 }
 
 #[test]
+fn the_tokenizer_config_decides_about_begin_and_end_tokens_where_it_says_so() {
+    let tokens = r#""bos_token": "<s>", "eos_token": "</s>""#;
+    let cases: [(&str, &[u32], &[u32]); 4] = [
+        ("", &[1], &[]),
+        (r#", "add_bos_token": false"#, &[], &[]),
+        (r#", "add_bos_token": true, "add_eos_token": true"#, &[1], &[2]),
+        (r#", "add_eos_token": true"#, &[], &[2]),
+    ];
+    for (flags, before, after) in cases {
+        let folder = folder_with(&[("tokenizer_config.json", &format!("{{{tokens}{flags}}}"))]);
+        let tokenizer = ModelText::from_folder(folder.path()).unwrap().tokenizer;
+        let bare = tokenizer.encode_rendered("a key").unwrap();
+        assert_eq!(tokenizer.encode("a key").unwrap(), [before, &bare, after].concat(), "{flags}");
+    }
+}
+
+#[test]
 fn a_broken_text_file_is_an_error_that_names_the_file() {
     let cases: [(&str, &str, &str); 9] = [
         ("tokenizer_config.json", "{\"chat_template\": ", "tokenizer_config.json"),

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::gguf::{GgufTokenizer, TokenType};
+use super::wrapping::Wrapping;
 use super::{ChatTemplate, TextError, Tokenizer};
 
 /// The largest tokenizer.json that is read, in bytes; Gemma's, the largest known, has 33 million.
@@ -44,6 +45,10 @@ impl ModelText {
         let config = read_json(path, "tokenizer_config.json")?;
         let bos_token = token_text(&config, "bos_token");
         let eos_token = token_text(&config, "eos_token");
+        let tokenizer = match explicit_wrapping(&config, &tokenizer, bos_token.as_deref(), eos_token.as_deref()) {
+            Some(wrapping) => tokenizer.wrapped(wrapping),
+            None => tokenizer,
+        };
         let end_tokens = end_tokens(path, &tokenizer, eos_token.as_deref())?;
         let chat_template = match template_source(path, &config)? {
             Some((origin, source)) => Some(
@@ -79,6 +84,21 @@ impl ModelText {
         end_tokens.dedup();
         Ok(Self { tokenizer, chat_template, end_tokens })
     }
+}
+
+/// What `add_bos_token` and `add_eos_token` ask for. Where one of them is given, the reference implementation follows
+/// them and not the post-processor of the tokenizer.json.
+fn explicit_wrapping(config: &Value, tokenizer: &Tokenizer, bos: Option<&str>, eos: Option<&str>) -> Option<Wrapping> {
+    let flag = |key: &str| config.get(key).and_then(Value::as_bool);
+    let (add_bos, add_eos) = (flag("add_bos_token"), flag("add_eos_token"));
+    if add_bos.is_none() && add_eos.is_none() {
+        return None;
+    }
+    let id = |wanted: Option<bool>, token: Option<&str>| {
+        let token = token.filter(|_| wanted == Some(true))?;
+        tokenizer.token_id(token)
+    };
+    Some(Wrapping { before: id(add_bos, bos).into_iter().collect(), after: id(add_eos, eos).into_iter().collect() })
 }
 
 /// The chat template and where it stands; a file of its own beats the one inside the configuration.

@@ -74,6 +74,13 @@ impl Tokenizer {
         Self { inner: Arc::new(Inner { pipeline, pieces, leading_space, wrapping, max_token_bytes }) }
     }
 
+    /// The same tokenizer with something else around raw prompts.
+    pub(super) fn wrapped(mut self, wrapping: Wrapping) -> Self {
+        let inner = Arc::get_mut(&mut self.inner).expect("a tokenizer is wrapped before it is shared");
+        inner.wrapping = wrapping;
+        self
+    }
+
     /// Token ids of a raw prompt, with what the model's post-processor adds (usually the begin token).
     ///
     /// # Errors
