@@ -88,7 +88,7 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Self, LoadError> {
-        let file = Arc::new(GgufFile::parse(FileBytes::map(path)?)?);
+        let file = Arc::new(GgufFile::parse(FileBytes::open(path)?)?);
         let named = |source: ConfigError| LoadError::Config { file: file.name().to_owned(), source };
         let fields = fields_of_gguf(&file).map_err(named)?;
         let mut config = DecoderConfig::from_fields(&fields).map_err(named)?;

@@ -13,6 +13,8 @@ pub(crate) struct Fields {
     values: Map<String, Value>,
     /// How the file itself spells a key, for messages.
     spelled: BTreeMap<String, String>,
+    /// The object that all keys are in, for messages.
+    outer: Option<String>,
 }
 
 impl Fields {
@@ -20,23 +22,31 @@ impl Fields {
     pub(crate) fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
         let values =
             serde_json::from_slice(text).map_err(|error| ConfigError::NotJson { reason: error.to_string() })?;
-        Ok(Self { values, spelled: BTreeMap::new() })
+        Ok(Self { values, ..Self::default() })
     }
 
     /// The keys of a nested object, named `outer.inner` in messages.
     pub(crate) fn nested(&self, outer: &str, values: &Map<String, Value>) -> Self {
-        let spelled = values.keys().map(|key| (key.clone(), format!("{}.{key}", self.spelling(outer)))).collect();
-        Self { values: values.clone(), spelled }
+        Self { values: values.clone(), spelled: BTreeMap::new(), outer: Some(self.spelling(outer)) }
+    }
+
+    /// Says how the file spells a key, whether or not it has it.
+    pub(crate) fn spell(&mut self, key: &str, spelled: String) {
+        self.spelled.insert(key.to_owned(), spelled);
     }
 
     /// Sets a key that the file spells otherwise.
     pub(crate) fn set(&mut self, key: &str, spelled: String, value: Value) {
-        self.spelled.insert(key.to_owned(), spelled);
+        self.spell(key, spelled);
         self.values.insert(key.to_owned(), value);
     }
 
     fn spelling(&self, key: &str) -> String {
-        self.spelled.get(key).cloned().unwrap_or_else(|| key.to_owned())
+        match (self.spelled.get(key), &self.outer) {
+            (Some(spelled), _) => spelled.clone(),
+            (None, Some(outer)) => format!("{outer}.{key}"),
+            (None, None) => key.to_owned(),
+        }
     }
 
     /// The value of a key; `null` counts as absent.

@@ -39,14 +39,16 @@ pub(crate) fn fields_of_gguf(file: &GgufFile) -> Result<Fields, ConfigError> {
     fields.set("gguf_architecture", "general.architecture".into(), architecture.into());
     for (key, name) in COUNTS {
         let name = format!("{architecture}.{name}");
+        fields.spell(key, name.clone());
         if let Some(value) = file.value(&name) {
             fields.set(key, name.clone(), one_count(&name, value)?);
         }
     }
     for (key, name) in NUMBERS {
         let name = format!("{architecture}.{name}");
+        fields.spell(key, name.clone());
         if let Some(value) = file.value(&name) {
-            fields.set(key, name.clone(), value.as_f64().map_or_else(|| json!(format!("{value:?}")), Value::from));
+            fields.set(key, name.clone(), number(value));
         }
     }
     if fields.get("sliding_window").and_then(Value::as_u64) == Some(0) {
@@ -68,6 +70,11 @@ pub(crate) fn fields_of_gguf(file: &GgufFile) -> Result<Fields, ConfigError> {
     set_rope_scaling(&mut fields, file, architecture)?;
     check_head_sizes(&fields, file, architecture)?;
     Ok(fields)
+}
+
+/// What JSON cannot say (infinities, texts) stays visible, so that the check of the key refuses it.
+fn number(value: &GgufValue) -> Value {
+    value.as_f64().filter(|number| number.is_finite()).map_or_else(|| json!(format!("{value:?}")), Value::from)
 }
 
 /// One number for all layers; some files give a list of one number a layer.

@@ -279,7 +279,7 @@ mod tests {
         let json = |name: &str| -> serde_json::Value {
             serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
         };
-        let file = GgufFile::parse(FileBytes::map(&folder.join("vocabulary.gguf")).unwrap()).unwrap();
+        let file = GgufFile::parse(FileBytes::open(&folder.join("vocabulary.gguf")).unwrap()).unwrap();
         let text = ModelText::from_gguf(&gguf_tokenizer(&file).unwrap()).unwrap();
         let (texts, expected) = (json("texts.json"), json("spm.json"));
         let expected = expected["variants"]["prefix"]["ids"].as_array().unwrap();

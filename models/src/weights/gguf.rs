@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::weights::gguf_value::Cursor;
-use crate::weights::{FileBytes, GgufValue, TensorFormat, WeightsError};
+use crate::weights::{FileBytes, GgufValue, MappedBytes, TensorFormat, WeightsError};
 
 /// Alignment of tensor data where the file names none.
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -42,7 +42,8 @@ impl GgufFile {
     /// orders and split files that we do not read.
     pub fn parse(bytes: FileBytes) -> Result<Self, WeightsError> {
         let file = bytes.name().to_owned();
-        let mut cursor = Cursor::new(&file, &bytes);
+        let whole = bytes.whole()?;
+        let mut cursor = Cursor::new(&file, &whole);
         if cursor.take(4)? != b"GGUF" {
             return Err(WeightsError::damaged(&file, "it does not begin with `GGUF`"));
         }
@@ -64,9 +65,10 @@ impl GgufFile {
         let data_start = (cursor.position() as u64).next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
         for (name, entry) in directory {
-            let tensor = place(&file, &name, entry, data_start, alignment, bytes.len())?;
+            let tensor = place(&file, &name, entry, data_start, alignment, whole.len())?;
             tensors.insert(name, tensor);
         }
+        drop(whole);
         Ok(Self { bytes, metadata, tensors })
     }
 
@@ -91,18 +93,16 @@ impl GgufFile {
     }
 
     /// The bytes of a tensor.
-    pub fn tensor_bytes(&self, tensor: &GgufTensor) -> &[u8] {
-        self.bytes.get(tensor.range.clone()).unwrap_or_default()
-    }
-
-    /// Says that a tensor has been read for good.
-    pub fn release(&self, tensor: &GgufTensor) {
-        self.bytes.release(tensor.range.clone());
+    ///
+    /// # Errors
+    /// As [`FileBytes::range`].
+    pub fn tensor_bytes(&self, tensor: &GgufTensor) -> Result<MappedBytes<'_>, WeightsError> {
+        self.bytes.range(tensor.range.clone())
     }
 
     /// Length of the file.
     pub fn file_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.bytes.file_len() as u64
     }
 }
 

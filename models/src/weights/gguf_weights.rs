@@ -1,10 +1,11 @@
 //! The tensors of a GGUF file under their Hugging Face names, rows in Hugging Face order.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::weights::tensor::shard_of;
-use crate::weights::{GgufFile, GgufTensor, Shard, TensorHeader, Weights, WeightsError, gguf_name, huggingface_name};
+use crate::weights::tensor::shard_range;
+use crate::weights::{
+    GgufFile, GgufTensor, MappedBytes, Shard, TensorHeader, Weights, WeightsError, gguf_name, huggingface_name,
+};
 
 /// A GGUF file seen as Hugging Face weights.
 #[derive(Debug)]
@@ -57,27 +58,17 @@ impl Weights for GgufWeights {
         Some(TensorHeader { shape: tensor.shape.clone(), format: tensor.format.clone() })
     }
 
-    fn read(&self, name: &str, shard: Shard) -> Result<Cow<'_, [u8]>, WeightsError> {
+    fn read(&self, name: &str, shard: Shard) -> Result<MappedBytes<'_>, WeightsError> {
         let Some(tensor) = self.tensor(name) else {
             let (file, name) = self.place(name);
             return Err(WeightsError::Missing { name, file });
         };
         self.require(name, &tensor.shape)?;
-        let bytes = self.file.tensor_bytes(tensor);
-        match self.interleaved_heads(name) {
-            None => Ok(Cow::Borrowed(shard_of(bytes, &tensor.shape, shard))),
-            Some(heads) => {
-                let rows = tensor.shape.first().copied().unwrap_or(0);
-                let ordered = halves_from_pairs(bytes, rows, heads);
-                Ok(Cow::Owned(shard_of(&ordered, &tensor.shape, shard).to_vec()))
-            }
-        }
-    }
-
-    fn release(&self, name: &str) {
-        if let Some(tensor) = self.tensor(name) {
-            self.file.release(tensor);
-        }
+        let bytes = self.file.tensor_bytes(tensor)?;
+        let part = shard_range(bytes.len(), &tensor.shape, shard);
+        let Some(heads) = self.interleaved_heads(name) else { return Ok(bytes.narrowed(part)) };
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        Ok(MappedBytes::Owned(halves_from_pairs(&bytes, rows, heads)).narrowed(part))
     }
 
     fn names(&self) -> Vec<String> {

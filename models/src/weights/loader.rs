@@ -9,7 +9,7 @@ use crate::weights::{Shard, TensorFormat, Weights, WeightsError};
 
 /// Reads tensors for a model under construction and reports how far it is.
 ///
-/// A tensor's pages are dropped once it is packed, so that weights are resident about once, not twice.
+/// A tensor's pages are given back once it is packed, so that weights are resident about once, not twice.
 pub(crate) struct Loader<'a> {
     weights: &'a dyn Weights,
     shard: Shard,
@@ -28,7 +28,6 @@ impl<'a> Loader<'a> {
         let packed = quant::check(format, &bytes).and_then(|()| PackedMatrix::pack(format, rows, cols, &bytes));
         let packed = packed.map_err(|source| self.kernel_error(name, source))?;
         self.progress.advance(bytes.len() as u64);
-        self.weights.release(name);
         Ok(packed)
     }
 

@@ -24,7 +24,7 @@ pub use hub::{HubOptions, fetch};
 pub use hub_error::HubError;
 pub use hub_files::HubFiles;
 pub(crate) use loader::Loader;
-pub use mapped::FileBytes;
+pub use mapped::{FileBytes, MappedBytes};
 pub use names::{gguf_name, huggingface_name};
 pub use safetensors::SafetensorsWeights;
 pub use tensor::{Shard, TensorHeader, Weights};

@@ -1,6 +1,5 @@
 //! Safetensors files: one, or several with an index.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Component, Path};
@@ -8,8 +7,8 @@ use std::path::{Component, Path};
 use safetensors::{SafeTensorError, SafeTensors};
 use serde::Deserialize;
 
-use crate::weights::tensor::shard_of;
-use crate::weights::{FileBytes, Shard, TensorFormat, TensorHeader, Weights, WeightsError};
+use crate::weights::tensor::shard_range;
+use crate::weights::{FileBytes, MappedBytes, Shard, TensorFormat, TensorHeader, Weights, WeightsError};
 
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -45,7 +44,7 @@ impl SafetensorsWeights {
         let single = folder.join(SINGLE_FILE);
         let index = folder.join(INDEX_FILE);
         if single.exists() {
-            return Self::from_files(folder.display().to_string(), vec![FileBytes::map(&single)?]);
+            return Self::from_files(folder.display().to_string(), vec![FileBytes::open(&single)?]);
         }
         if !index.exists() {
             return Err(WeightsError::unsupported(
@@ -83,7 +82,7 @@ impl SafetensorsWeights {
             if !is_plain_file_name(shard) {
                 return Err(WeightsError::damaged(&name, format!("it lists `{shard}`, which is not a file name")));
             }
-            files.push(FileBytes::map(&folder.join(shard))?);
+            files.push(FileBytes::open(&folder.join(shard))?);
         }
         let weights = Self::from_files(folder.display().to_string(), files)?;
         match index.weight_map.keys().find(|tensor| !weights.tensors.contains_key(*tensor)) {
@@ -97,13 +96,13 @@ impl SafetensorsWeights {
 
     fn add(&mut self, bytes: FileBytes) -> Result<(), WeightsError> {
         let name = bytes.name().to_owned();
-        let (header_bytes, metadata) =
-            SafeTensors::read_metadata(&bytes).map_err(|error| WeightsError::damaged(&name, describe(&error)))?;
+        let (header_bytes, metadata) = SafeTensors::read_metadata(&bytes.whole()?)
+            .map_err(|error| WeightsError::damaged(&name, describe(&error)))?;
         let data_start = 8 + header_bytes;
         for (tensor, info) in metadata.tensors() {
             let (start, end) = info.data_offsets;
             let range = data_start + start..data_start + end;
-            if range.end > bytes.len() {
+            if range.end > bytes.file_len() {
                 return Err(WeightsError::damaged(&name, format!("tensor `{tensor}` lies beyond the end of the file")));
             }
             let header = TensorHeader { shape: info.shape.clone(), format: TensorFormat::of_safetensors(info.dtype) };
@@ -118,7 +117,7 @@ impl SafetensorsWeights {
 
     /// Length of all files.
     pub fn file_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.len() as u64).sum()
+        self.files.iter().map(|file| file.file_len() as u64).sum()
     }
 
     /// How many files there are.
@@ -132,19 +131,13 @@ impl Weights for SafetensorsWeights {
         self.tensors.get(name).map(|entry| entry.header.clone())
     }
 
-    fn read(&self, name: &str, shard: Shard) -> Result<Cow<'_, [u8]>, WeightsError> {
+    fn read(&self, name: &str, shard: Shard) -> Result<MappedBytes<'_>, WeightsError> {
         match self.tensors.get(name) {
             Some(entry) => {
-                let bytes = &self.files[entry.file][entry.range.clone()];
-                Ok(Cow::Borrowed(shard_of(bytes, &entry.header.shape, shard)))
+                let part = shard_range(entry.range.len(), &entry.header.shape, shard);
+                self.files[entry.file].range(entry.range.start + part.start..entry.range.start + part.end)
             }
             None => Err(WeightsError::Missing { name: name.to_owned(), file: self.place.clone() }),
-        }
-    }
-
-    fn release(&self, name: &str) {
-        if let Some(entry) = self.tensors.get(name) {
-            self.files[entry.file].release(entry.range.clone());
         }
     }
 

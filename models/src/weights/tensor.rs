@@ -1,11 +1,11 @@
 //! The seam between weight files and models: tensors by their Hugging Face name, whatever the file.
 
-use std::borrow::Cow;
+use std::ops::Range;
 
 use millgate_kernels::WeightFormat;
 
-use crate::weights::WeightsError;
 use crate::weights::format::{SUPPORTED_FORMATS, TensorFormat};
+use crate::weights::{MappedBytes, WeightsError};
 
 /// What a file says about one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +37,11 @@ pub trait Weights: Send + Sync {
     /// What the files say about a tensor; `None` when it is not there.
     fn header(&self, name: &str) -> Option<TensorHeader>;
 
-    /// The bytes of a tensor's shard.
+    /// The bytes of a tensor's shard; dropping them gives their pages back.
     ///
     /// # Errors
     /// [`WeightsError::Missing`] when it is not there, [`WeightsError::Format`] when its type has no known size.
-    fn read(&self, name: &str, shard: Shard) -> Result<Cow<'_, [u8]>, WeightsError>;
-
-    /// Says that a tensor has been read for good.
-    fn release(&self, name: &str);
+    fn read(&self, name: &str, shard: Shard) -> Result<MappedBytes<'_>, WeightsError>;
 
     /// Hugging Face names of all tensors, sorted; those without one under their name in the file.
     fn names(&self) -> Vec<String>;
@@ -76,15 +73,14 @@ pub trait Weights: Send + Sync {
     }
 }
 
-/// The part of a row-major tensor's bytes that a shard covers.
-pub(crate) fn shard_of<'a>(bytes: &'a [u8], shape: &[usize], shard: Shard) -> &'a [u8] {
+/// The part of a row-major tensor's `length` bytes that a shard covers.
+pub(crate) fn shard_range(length: usize, shape: &[usize], shard: Shard) -> Range<usize> {
     match shard {
-        Shard::Whole => bytes,
+        Shard::Whole => 0..length,
         Shard::Rows { index, count } => {
             let rows = shape.first().copied().unwrap_or(1).max(1);
-            let row_bytes = bytes.len() / rows;
-            let part = rows / count * row_bytes;
-            &bytes[index * part..(index + 1) * part]
+            let part = rows / count * (length / rows);
+            index * part..(index + 1) * part
         }
     }
 }
@@ -94,9 +90,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn row_shards_together_are_the_whole() {
-        let bytes: Vec<u8> = (0..24).collect();
-        let halves = [0, 1].map(|index| shard_of(&bytes, &[4, 3], Shard::Rows { index, count: 2 }));
-        assert_eq!(halves.concat(), shard_of(&bytes, &[4, 3], Shard::Whole));
+    fn row_shards_follow_each_other_without_gaps() {
+        assert_eq!(shard_range(24, &[4, 3], Shard::Whole), 0..24);
+        assert_eq!(shard_range(24, &[4, 3], Shard::Rows { index: 0, count: 2 }), 0..12);
+        assert_eq!(shard_range(24, &[4, 3], Shard::Rows { index: 1, count: 2 }), 12..24);
     }
 }
