@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the tiny checkpoints of models/testdata and transformers' answers again, then compares ours with them.
+# Makes the tiny checkpoints and vocabularies of models/testdata and transformers' answers again, then compares ours.
 # Needs python3 with the venv module and the network for the packages in requirements.txt.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -9,4 +9,5 @@ if [ ! -x "$venv/bin/python" ]; then
     "$venv/bin/pip" install --quiet --extra-index-url https://download.pytorch.org/whl/cpu -r models/scripts/requirements.txt
 fi
 "$venv/bin/python" models/scripts/make_checkpoints.py "$@"
-cargo test -p millgate-models --test models -- parity
+"$venv/bin/python" models/scripts/make_text_testdata.py
+cargo test -p millgate-models --test models -- parity text

@@ -25,6 +25,8 @@ struct Hub {
     stuck_at: Option<usize>,
     /// Every request is answered with this status.
     status: Option<u16>,
+    /// The etags are weak ones.
+    weak: bool,
     /// Large files come from another path, as from the hub's object store.
     redirects: bool,
     /// Every request that arrived: path and range.
@@ -103,7 +105,8 @@ fn send_file(mut stream: TcpStream, hub: &mut Hub, base: &str, path: &str, range
     };
     // Content decides the etag, as on the hub.
     let etag = format!("{:x}-{}", content.len(), content.iter().map(|&byte| u64::from(byte)).sum::<u64>());
-    let identity = format!("ETag: \"{etag}\"\r\nX-Repo-Commit: {}\r\nConnection: close\r\n", hub.commit);
+    let weak = if hub.weak { "W/" } else { "" };
+    let identity = format!("ETag: {weak}\"{etag}\"\r\nX-Repo-Commit: {}\r\nConnection: close\r\n", hub.commit);
     if hub.redirects && !is_store && name.ends_with(".safetensors") {
         let location = format!("Location: {base}/store/{name}\r\nX-Linked-Etag: \"{etag}\"\r\n");
         return write!(stream, "HTTP/1.1 302 Found\r\n{location}{identity}Content-Length: 0\r\n\r\n");
@@ -270,7 +273,7 @@ fn a_repository_that_holds_only_one_gguf_is_that_file() {
 #[test]
 fn a_new_commit_brings_only_what_changed() {
     let home = tempfile::tempdir().unwrap();
-    let server = Server::start(small_model());
+    let server = Server::start(Hub { weak: true, ..small_model() });
     fetch("org/name", None, &server.options(home.path()), &Silent).unwrap();
     server.log();
     {

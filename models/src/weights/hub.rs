@@ -187,12 +187,15 @@ impl Commit<'_> {
         let explain = |error| self.download.explain(error, Some(name));
         let metadata = self.download.api.metadata(&self.remote.url(name)).map_err(explain)?;
         let size = metadata.size() as u64;
-        if metadata.etag().contains(['/', '\\']) || metadata.etag().contains("..") {
+        // A weak etag (`W/...`) becomes a folder in the cache; nothing else may lead anywhere.
+        let etag = metadata.etag();
+        let plain = etag.strip_prefix("W/").unwrap_or(etag);
+        if plain.is_empty() || plain.contains(['/', '\\']) || plain.contains("..") {
             let problem = format!("the etag of `{name}` is no file name");
             return Err(HubError::BadAnswer { repo: self.download.repo.to_owned(), problem });
         }
-        let blob = self.cached.blob_path(metadata.etag());
-        if self.link_to_blob(name, &blob, size) {
+        let blob = self.cached.blob_path(etag);
+        if self.link_to_blob(name, etag, size) {
             return Ok(());
         }
         let part = blob.with_extension("part");
@@ -213,13 +216,14 @@ impl Commit<'_> {
     }
 
     /// Uses a blob that another commit has brought already; only where links exist.
-    fn link_to_blob(&self, name: &str, blob: &Path, size: u64) -> bool {
-        let is_whole = std::fs::metadata(blob).is_ok_and(|file| file.is_file() && file.len() == size);
+    fn link_to_blob(&self, name: &str, etag: &str, size: u64) -> bool {
+        let is_whole =
+            std::fs::metadata(self.cached.blob_path(etag)).is_ok_and(|file| file.is_file() && file.len() == size);
         if !is_whole {
             return false;
         }
         let pointer = self.snapshot.join(name);
-        let (Some(folder), Some(blob_name)) = (pointer.parent(), blob.file_name()) else { return false };
+        let Some(folder) = pointer.parent() else { return false };
         if std::fs::create_dir_all(folder).is_err() {
             return false;
         }
@@ -227,7 +231,7 @@ impl Commit<'_> {
         let ups = 2 + Path::new(name).components().count() - 1;
         let mut relative: PathBuf = std::iter::repeat_n("..", ups).collect();
         relative.push("blobs");
-        relative.push(blob_name);
+        relative.push(etag);
         link(&relative, &pointer).is_ok()
     }
 }
