@@ -133,7 +133,7 @@ impl Checkpoint {
     pub fn text(&self) -> Result<ModelText, LoadError> {
         Ok(match &self.text {
             TextFiles::Folder(folder) => ModelText::from_folder(folder)?,
-            TextFiles::Gguf(file) => ModelText::from_gguf(&gguf_tokenizer(file)?)?,
+            TextFiles::Gguf(file) => ModelText::from_gguf(file.name(), &gguf_tokenizer(file)?)?,
         })
     }
 

@@ -168,6 +168,8 @@ fn an_unknown_kind_or_cutting_is_an_error_that_names_it() {
     let error = |metadata: GgufTokenizer| Tokenizer::from_gguf(&metadata).unwrap_err().to_string();
     assert!(error(GgufTokenizer { kind: "rwkv".into(), ..spm() }).contains("rwkv"));
     assert!(error(bpe(Some("chameleon"))).contains("chameleon"));
+    let named = ModelText::from_gguf("animals.gguf", &bpe(Some("chameleon"))).unwrap_err().to_string();
+    assert!(named.contains("animals.gguf"), "{named}");
 }
 
 #[test]
@@ -186,7 +188,7 @@ fn a_gguf_chat_model_ends_at_every_turn_end_it_knows() {
     metadata.tokens.push("<|im_end|>".into());
     metadata.token_types.push(3);
     metadata.chat_template = Some("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}".into());
-    let text = ModelText::from_gguf(&metadata).unwrap();
+    let text = ModelText::from_gguf("tiny.gguf", &metadata).unwrap();
     assert_eq!(text.end_tokens, [metadata.eos_token_id.unwrap(), position]);
     let hello = ChatMessage { role: "user".into(), content: "hi".into(), name: None };
     assert_eq!(text.chat_template.unwrap().render(&[hello], true).unwrap(), "<|begin|>hi<|end|>");
@@ -258,6 +260,11 @@ fn a_broken_text_file_is_an_error_that_names_the_file() {
         let folder = folder_with(&[(name, content)]);
         let error = ModelText::from_folder(folder.path()).unwrap_err();
         assert!(error.to_string().contains(expected), "{name} {content}: {error}");
+    }
+    for content in ["{", r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "decoder": {"type": "CTC"}}"#] {
+        let folder = folder_with(&[("tokenizer.json", content)]);
+        let error = ModelText::from_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&folder.path().join("tokenizer.json").display().to_string()), "{error}");
     }
     let empty = tempfile::tempdir().unwrap();
     assert!(matches!(ModelText::from_folder(empty.path()), Err(TextError::NoTokenizer { .. })));

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+const TOKENIZER_JSON: &str = "tokenizer.json";
+const GGUF: &str = "the GGUF file";
+
 /// A tokenizer or one of its files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
@@ -38,16 +41,20 @@ pub enum TextError {
         folder: PathBuf,
     },
     /// A part of the tokenizer is of a kind this server does not know.
-    #[error("{part} of kind `{kind}` is not supported")]
+    #[error("{part} of kind `{kind}` in `{file}` is not supported")]
     Unsupported {
-        /// Which part, for example `decoder in tokenizer.json`.
+        /// The file.
+        file: String,
+        /// Which part, for example `decoder`.
         part: &'static str,
         /// The kind's name in the file.
         kind: String,
     },
     /// Metadata arrays inside a GGUF contradict each other.
-    #[error("tokenizer metadata of the GGUF is not usable: {problem}")]
+    #[error("tokenizer metadata of `{file}` is not usable: {problem}")]
     Gguf {
+        /// The GGUF file.
+        file: String,
         /// What is wrong.
         problem: String,
     },
@@ -89,6 +96,39 @@ pub enum TemplateError {
         /// The engine's message with the line.
         problem: String,
     },
+}
+
+impl TextError {
+    /// What is wrong with a tokenizer.json whose path the caller knows.
+    pub(super) fn in_json(problem: impl Into<String>) -> Self {
+        Self::Json { file: TOKENIZER_JSON.to_owned(), problem: problem.into() }
+    }
+
+    /// A part of a tokenizer.json that is not supported.
+    pub(super) fn unsupported_in_json(part: &'static str, kind: &str) -> Self {
+        Self::Unsupported { file: TOKENIZER_JSON.to_owned(), part, kind: kind.to_owned() }
+    }
+
+    /// What is wrong with the metadata of a GGUF whose name the caller knows.
+    pub(super) fn in_gguf(problem: impl Into<String>) -> Self {
+        Self::Gguf { file: GGUF.to_owned(), problem: problem.into() }
+    }
+
+    /// A kind named in the metadata of a GGUF that is not supported.
+    pub(super) fn unsupported_in_gguf(part: &'static str, kind: &str) -> Self {
+        Self::Unsupported { file: GGUF.to_owned(), part, kind: kind.to_owned() }
+    }
+
+    /// The same error about the file that the caller names.
+    pub(super) fn about(self, file: impl ToString) -> Self {
+        let file = file.to_string();
+        match self {
+            Self::Json { problem, .. } => Self::Json { file, problem },
+            Self::Unsupported { part, kind, .. } => Self::Unsupported { file, part, kind },
+            Self::Gguf { problem, .. } => Self::Gguf { file, problem },
+            other => other,
+        }
+    }
 }
 
 /// A message of the tokenizer library, which may quote a token of any length.

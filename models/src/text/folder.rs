@@ -41,7 +41,7 @@ impl ModelText {
         let Some(bytes) = read_optional(&tokenizer_path, MAX_TOKENIZER_BYTES)? else {
             return Err(TextError::NoTokenizer { folder: path.to_owned() });
         };
-        let tokenizer = Tokenizer::from_json(&bytes).map_err(|error| naming(error, &tokenizer_path))?;
+        let tokenizer = Tokenizer::from_json(&bytes).map_err(|error| error.about(tokenizer_path.display()))?;
         let config = read_json(path, "tokenizer_config.json")?;
         let bos_token = token_text(&config, "bos_token");
         let eos_token = token_text(&config, "eos_token");
@@ -60,17 +60,17 @@ impl ModelText {
         Ok(Self { tokenizer, chat_template, end_tokens })
     }
 
-    /// Builds it from the metadata of a GGUF file.
+    /// Builds it from the metadata of the GGUF file of that name.
     ///
     /// # Errors
     /// As [`Tokenizer::from_gguf`]; [`TextError::Template`] when the template inside does not compile.
-    pub fn from_gguf(metadata: &GgufTokenizer) -> Result<Self, TextError> {
-        let tokenizer = Tokenizer::from_gguf(metadata)?;
+    pub fn from_gguf(file: &str, metadata: &GgufTokenizer) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::from_gguf(metadata).map_err(|error| error.about(file))?;
         let token = |id: Option<u32>| metadata.token(id).map(str::to_owned);
         let chat_template = match &metadata.chat_template {
             Some(source) => Some(
                 ChatTemplate::new(source, token(metadata.bos_token_id), token(metadata.eos_token_id))
-                    .map_err(|source| TextError::Template { origin: "the GGUF metadata".to_owned(), source })?,
+                    .map_err(|source| TextError::Template { origin: format!("`{file}`"), source })?,
             ),
             None => None,
         };
@@ -193,13 +193,6 @@ fn read_optional(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, TextError> 
         return Err(TextError::FileTooLarge { path: path.to_owned(), limit });
     }
     Ok(Some(bytes))
-}
-
-fn naming(error: TextError, path: &Path) -> TextError {
-    match error {
-        TextError::Json { problem, .. } => TextError::Json { file: path.display().to_string(), problem },
-        other => other,
-    }
 }
 
 fn json_problem(path: &Path, problem: &str) -> TextError {

@@ -120,9 +120,7 @@ pub(super) fn build(metadata: &GgufTokenizer) -> Result<Parts, TextError> {
             metadata.check()?;
             sentence_piece(metadata)
         }
-        other => {
-            Err(TextError::Unsupported { part: "GGUF tokenizer (`tokenizer.ggml.model`)", kind: other.to_owned() })
-        }
+        other => Err(TextError::unsupported_in_gguf("tokenizer (`tokenizer.ggml.model`)", other)),
     }
 }
 
@@ -262,7 +260,7 @@ fn library_problem(error: tokenizers::Error) -> TextError {
 }
 
 fn problem(problem: String) -> TextError {
-    TextError::Gguf { problem }
+    TextError::in_gguf(problem)
 }
 
 #[cfg(test)]
@@ -280,7 +278,7 @@ mod tests {
             serde_json::from_slice(&std::fs::read(folder.join(name)).unwrap()).unwrap()
         };
         let file = GgufFile::parse(FileBytes::open(&folder.join("vocabulary.gguf")).unwrap()).unwrap();
-        let text = ModelText::from_gguf(&gguf_tokenizer(&file).unwrap()).unwrap();
+        let text = ModelText::from_gguf(file.name(), &gguf_tokenizer(&file).unwrap()).unwrap();
         let (texts, expected) = (json("texts.json"), json("spm.json"));
         let expected = expected["variants"]["prefix"]["ids"].as_array().unwrap();
         assert!(expected.len() > 50);

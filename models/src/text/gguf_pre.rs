@@ -41,8 +41,7 @@ impl Pre {
             "tekken" => Self::Tekken,
             "smollm" => Self::SmolLm,
             other => {
-                let part = "GGUF pre-tokenizer (`tokenizer.ggml.pre`)";
-                return Err(TextError::Unsupported { part, kind: other.to_owned() });
+                return Err(TextError::unsupported_in_gguf("pre-tokenizer (`tokenizer.ggml.pre`)", other));
             }
         })
     }
@@ -81,7 +80,7 @@ impl Pre {
         };
         for &pattern in patterns {
             let split = Split::new(SplitPattern::Regex(pattern.to_owned()), Isolated, false);
-            let split = split.map_err(|error| TextError::Gguf { problem: error.to_string() })?;
+            let split = split.map_err(|error| TextError::in_gguf(error.to_string()))?;
             steps.push(split.into());
         }
         steps.push(ByteLevel::new(false, true, false).into());

@@ -104,11 +104,11 @@ fn check_model(model: &ModelOutline) -> Result<(), TextError> {
     // The library slices merges at the affix's length without looking; no model served here has one.
     if is_bpe && affix.into_iter().flatten().any(|affix| !affix.is_empty()) {
         let kind = "BPE with a subword prefix or suffix".to_owned();
-        return Err(TextError::Unsupported { part: "model in tokenizer.json", kind });
+        return Err(TextError::unsupported_in_json("model", &kind));
     }
     if model.dropout.is_some_and(|dropout| dropout != 0.0) {
         let kind = "BPE with dropout (random token ids)".to_owned();
-        return Err(TextError::Unsupported { part: "model in tokenizer.json", kind });
+        return Err(TextError::unsupported_in_json("model", &kind));
     }
     if let (Some(VocabOutline::Scored(pieces)), Some(unk_id)) = (&model.vocab, model.unk_id)
         && unk_id >= pieces.len() as u64
@@ -149,7 +149,7 @@ fn check_normalizer(part: &Value) -> Result<(), TextError> {
     }
     let kind = part.get("type").and_then(Value::as_str).unwrap_or("without a type");
     if !NORMALIZERS.contains(&kind) {
-        return Err(TextError::Unsupported { part: "normalizer in tokenizer.json", kind: kind.to_owned() });
+        return Err(TextError::unsupported_in_json("normalizer", kind));
     }
     part.get("normalizers").and_then(Value::as_array).into_iter().flatten().try_for_each(check_normalizer)
 }
@@ -193,5 +193,5 @@ fn growth_of(normalizer: &Value) -> Option<usize> {
 }
 
 fn problem(problem: String) -> TextError {
-    TextError::Json { file: "tokenizer.json".to_owned(), problem }
+    TextError::in_json(problem)
 }

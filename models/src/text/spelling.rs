@@ -132,7 +132,7 @@ impl Spelling {
 }
 
 fn unsupported(kind: &str) -> TextError {
-    TextError::Unsupported { part: "decoder in tokenizer.json", kind: kind.to_owned() }
+    TextError::unsupported_in_json("decoder", kind)
 }
 
 /// SentencePiece's name of the token for one byte.

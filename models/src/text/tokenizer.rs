@@ -168,5 +168,5 @@ fn pieces_of(pipeline: &tokenizers::Tokenizer, spelling: &Spelling) -> Result<Pi
 }
 
 fn json_problem(error: tokenizers::Error) -> TextError {
-    TextError::Json { file: "tokenizer.json".to_owned(), problem: shortened(&error) }
+    TextError::in_json(shortened(&error))
 }

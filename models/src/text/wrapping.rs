@@ -45,7 +45,7 @@ impl Wrapping {
                 self.after.push(token("sep")?);
                 Ok(())
             }
-            other => Err(TextError::Unsupported { part: "post-processor in tokenizer.json", kind: other.to_owned() }),
+            other => Err(TextError::unsupported_in_json("post-processor", other)),
         }
     }
 
@@ -84,7 +84,7 @@ fn token_id(value: Option<&Value>) -> Result<u32, TextError> {
 }
 
 fn problem(problem: &str) -> TextError {
-    TextError::Json { file: "tokenizer.json".to_owned(), problem: problem.to_owned() }
+    TextError::in_json(problem)
 }
 
 #[cfg(test)]
