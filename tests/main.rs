@@ -1,5 +1,6 @@
 //! The one test binary.
 
+mod cli;
 mod governance;
 mod governance_accounts;
 mod governance_house;

@@ -18,6 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "governance::Secret",
             "store::Config",
             "telemetry",
+            "millgate_models::HubOptions",
             "millgate_models::KvDtypeChoice",
             "millgate_models::Source",
         ],

@@ -16,6 +16,6 @@ pub use environment::Environment;
 pub use file::{ConfigError, DEFAULT_FILE, find_file, read_file};
 pub use raw::{RawConfig, RawModel};
 pub use reference::{KEYS, Key, example_file, reference_page};
-pub use resolve::{HubSettings, ModelSettings, Overrides, Secret, Settings, resolve};
+pub use resolve::{HubSettings, ModelSettings, Overrides, Settings, resolve};
 pub use show::show;
 pub use units::{ByteSize, MemoryBound, Span, UnitError};

@@ -46,6 +46,10 @@ pub struct RawServer {
     pub body_limit: Option<ByteSize>,
     /// The longest time for a client to send its headers and body.
     pub read_timeout: Option<Span>,
+    /// The longest time from admission to the last token.
+    pub generation_timeout: Option<Span>,
+    /// Connections open at the same time.
+    pub max_connections: Option<usize>,
     /// Web origins that browsers may call from.
     pub cors_origins: Option<Vec<String>>,
     /// Networks of proxies whose forwarded address is believed.
@@ -106,6 +110,12 @@ pub struct RawCpu {
 pub struct RawKeys {
     /// Live keys a user may own.
     pub max_per_user: Option<u32>,
+    /// How long a key lives when its maker does not say.
+    pub default_life: Option<Span>,
+    /// The longest life a key may be given.
+    pub longest_life: Option<Span>,
+    /// Failed credentials a source may present in a minute.
+    pub failures_per_minute: Option<u32>,
 }
 
 /// `[hub]`.

@@ -63,6 +63,10 @@ pub const KEYS: &[Key] = &[
         .about("The largest request body; more is a 413. A 128k-token prompt is about half a MiB."),
     key("server", "read_timeout", "duration", "30s", "\"30s\"")
         .about("How long a client may take to send its request. Bounds what a slow or hostile sender can hold open."),
+    key("server", "generation_timeout", "duration", "1h", "\"1h\"")
+        .about("The longest time from admission to the last token; then the answer ends. Bounds what one request can hold."),
+    key("server", "max_connections", "connections", "4096", "4096")
+        .about("Connections open at the same time; further ones wait to be accepted. Keep it below the open-files limit."),
     key("server", "cors_origins", "list of origins", "none", "[\"https://chat.example.com\"]")
         .about("Web pages from these origins may call the API from a browser. `*` allows any; keys are still needed."),
     key("server", "trusted_proxies", "list of networks", "none", "[\"10.0.0.0/8\"]")
@@ -92,6 +96,11 @@ pub const KEYS: &[Key] = &[
     key("cpu", "threads", "threads", "the control group's quota, else physical cores", "8")
         .about("Worker threads of the one pool that all models share."),
     key("keys", "max_per_user", "keys", "50", "50").about("How many live API keys one user may own."),
+    key("keys", "default_life", "duration", "90d", "\"90d\"")
+        .about("How long a key lives when its maker does not say. Keys that nobody renews end by themselves."),
+    key("keys", "longest_life", "duration", "365d", "\"365d\"").about("The longest life a key may be given."),
+    key("keys", "failures_per_minute", "attempts", "120", "120")
+        .about("Failed credentials a source may present in a minute before it is told to wait; a valid one always passes."),
     key("hub", "endpoint", "URL", "https://huggingface.co", "\"https://huggingface.co\"")
         .about("The hub or a mirror of it; `HF_ENDPOINT` is used when this is unset."),
     key("hub", "home", "folder", "HF_HOME, else ~/.cache/huggingface", "\"/var/cache/huggingface\"")

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use millgate_models::{KvDtypeChoice, Source};
+use millgate_models::{HubOptions, KvDtypeChoice, Source};
 
+use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
+use crate::governance::{Config as GovernanceConfig, Secret};
 use crate::telemetry::{Config as LogConfig, LogFormat};
 
 use super::environment::Environment;
@@ -39,6 +41,10 @@ pub struct Settings {
     pub body_limit: ByteSize,
     /// How long a client may take to send a request.
     pub read_timeout: Duration,
+    /// The longest time from admission to the last token.
+    pub generation_timeout: Duration,
+    /// Connections open at the same time.
+    pub max_connections: usize,
     /// Origins browsers may call from.
     pub cors_origins: Vec<String>,
     /// Proxies whose forwarded address is believed.
@@ -57,6 +63,12 @@ pub struct Settings {
     pub threads: Option<usize>,
     /// Live keys a user may own.
     pub max_keys_per_user: u32,
+    /// How long a key lives when its maker does not say.
+    pub key_default_life: Duration,
+    /// The longest life a key may be given.
+    pub key_longest_life: Duration,
+    /// Failed credentials a source may present in a minute.
+    pub failed_credentials_per_minute: u32,
     /// Where `hf:` models come from.
     pub hub: HubSettings,
     /// What is logged and how.
@@ -78,6 +90,47 @@ pub struct HubSettings {
     pub token: Option<Secret>,
 }
 
+impl Settings {
+    /// The HTTP side's part of it.
+    #[must_use]
+    pub fn api(&self) -> ApiConfig {
+        ApiConfig {
+            max_body_bytes: usize::try_from(self.body_limit.0).unwrap_or(usize::MAX),
+            read_timeout: self.read_timeout,
+            generation_timeout: self.generation_timeout,
+            max_connections: self.max_connections,
+            cors_origins: self.cors_origins.clone(),
+            trusted_proxies: self.trusted_proxies.clone(),
+            has_ops_listener: self.ops_listen.is_some(),
+            // A wait that the engine would cut short helps nobody.
+            refill_wait: self.engine.park_timeout * 3 / 4,
+            ..ApiConfig::default()
+        }
+    }
+
+    /// Governance's part of it.
+    #[must_use]
+    pub fn governance(&self) -> GovernanceConfig {
+        GovernanceConfig {
+            admin_key: self.admin_key.clone(),
+            key_default_life: self.key_default_life,
+            key_longest_life: self.key_longest_life,
+            keys_max_per_user: self.max_keys_per_user.into(),
+            failed_credentials_per_minute: self.failed_credentials_per_minute,
+            ..GovernanceConfig::default()
+        }
+    }
+}
+
+impl HubSettings {
+    /// The same as the downloader wants it.
+    #[must_use]
+    pub fn options(&self) -> HubOptions {
+        let token = self.token.as_ref().map(|token| token.reveal().to_owned());
+        HubOptions { endpoint: self.endpoint.clone(), home: self.home.clone(), token, ..HubOptions::default() }
+    }
+}
+
 /// One model to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSettings {
@@ -97,24 +150,6 @@ pub struct ModelSettings {
     pub kv_dtype: KvDtypeChoice,
 }
 
-/// A value that must not be shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// The value itself, for the one place that needs it.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
 /// Checks and completes a configuration. `text` is the file's text, to name lines; empty without a file.
 ///
 /// # Errors
@@ -131,6 +166,15 @@ pub fn resolve(
     if server.ops_listen == Some(listen) && listen.port() != 0 {
         return Err(at.wrong("server", 0, "ops_listen", "it is the same address as `server.listen`"));
     }
+    let (usual, usual_api) = (GovernanceConfig::default(), ApiConfig::default());
+    let key_default_life = keys.default_life.map_or(usual.key_default_life, |span| span.0);
+    let key_longest_life = keys.longest_life.map_or(usual.key_longest_life, |span| span.0);
+    if key_default_life > key_longest_life {
+        return Err(at.wrong("keys", 0, "default_life", "it is longer than `keys.longest_life`"));
+    }
+    if keys.failures_per_minute == Some(0) {
+        return Err(at.wrong("keys", 0, "failures_per_minute", "at least 1, or a typing error locks its author out"));
+    }
     let threads = cpu.threads.map(|threads| at.within("cpu", "threads", threads, 1, 1024)).transpose()?;
     Ok(Settings {
         listen,
@@ -138,6 +182,14 @@ pub fn resolve(
         drain_timeout: server.drain_timeout.map_or(Duration::from_secs(30), |span| span.0),
         body_limit: server.body_limit.unwrap_or(ByteSize(4 << 20)),
         read_timeout: server.read_timeout.map_or(Duration::from_secs(30), |span| span.0),
+        generation_timeout: server.generation_timeout.map_or(usual_api.generation_timeout, |span| span.0),
+        max_connections: at.within(
+            "server",
+            "max_connections",
+            server.max_connections.unwrap_or(usual_api.max_connections),
+            1,
+            1_000_000,
+        )?,
         cors_origins: at.origins(server.cors_origins.unwrap_or_default())?,
         trusted_proxies: at.networks(&server.trusted_proxies.unwrap_or_default())?,
         data_dir: overrides.data_dir.clone().or(store.data_dir).unwrap_or_else(|| PathBuf::from("millgate-data")),
@@ -147,10 +199,13 @@ pub fn resolve(
         kv_cache: memory.kv_cache,
         threads,
         max_keys_per_user: keys.max_per_user.unwrap_or(50),
+        key_default_life,
+        key_longest_life,
+        failed_credentials_per_minute: keys.failures_per_minute.unwrap_or(usual.failed_credentials_per_minute),
         hub: HubSettings {
             endpoint: hub.endpoint.or_else(|| environment.hub_endpoint.clone()),
             home: hub.home.or_else(|| environment.hub_home.clone()).or_else(|| default_hub_home(environment)),
-            token: environment.hub_token.clone().map(Secret),
+            token: environment.hub_token.clone().map(Secret::new),
         },
         log: LogConfig {
             filter: environment.log_filter.clone().or(log.level).unwrap_or_else(|| "info".into()),
@@ -160,7 +215,7 @@ pub fn resolve(
             },
         },
         models: at.models(models, &overrides.models)?,
-        admin_key: environment.admin_key.clone().map(Secret),
+        admin_key: environment.admin_key.clone().map(Secret::new),
     })
 }
 

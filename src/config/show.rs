@@ -35,6 +35,8 @@ fn effective(settings: &Settings) -> RawConfig {
             drain_timeout: Some(Span(settings.drain_timeout)),
             body_limit: Some(settings.body_limit),
             read_timeout: Some(Span(settings.read_timeout)),
+            generation_timeout: Some(Span(settings.generation_timeout)),
+            max_connections: Some(settings.max_connections),
             cors_origins: Some(settings.cors_origins.clone()),
             trusted_proxies: Some(settings.trusted_proxies.iter().map(ToString::to_string).collect()),
         },
@@ -51,7 +53,12 @@ fn effective(settings: &Settings) -> RawConfig {
         },
         memory: RawMemory { limit: Some(settings.memory_limit), kv_cache: settings.kv_cache },
         cpu: RawCpu { threads: settings.threads },
-        keys: RawKeys { max_per_user: Some(settings.max_keys_per_user) },
+        keys: RawKeys {
+            max_per_user: Some(settings.max_keys_per_user),
+            default_life: Some(Span(settings.key_default_life)),
+            longest_life: Some(Span(settings.key_longest_life)),
+            failures_per_minute: Some(settings.failed_credentials_per_minute),
+        },
         hub: RawHub { endpoint: settings.hub.endpoint.clone(), home: settings.hub.home.clone() },
         log: RawLog {
             level: Some(settings.log.filter.clone()),

@@ -4,4 +4,4 @@ mod memory;
 mod sqlite;
 
 pub use memory::MemoryCounters;
-pub use sqlite::{Config, SqliteRecords};
+pub use sqlite::{Config, LedgerReader, SqliteRecords};

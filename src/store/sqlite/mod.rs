@@ -5,8 +5,10 @@ mod journal;
 mod ledger;
 mod open;
 mod policy;
+mod reader;
 mod records;
 mod rows;
 mod writer;
 
 pub use open::{Config, SqliteRecords};
+pub use reader::LedgerReader;

@@ -41,7 +41,7 @@ pub struct SqliteRecords {
 }
 
 /// The name of the database file in the data directory.
-const DATABASE: &str = "millgate.db";
+pub(super) const DATABASE: &str = "millgate.db";
 /// The name of the lock file in the data directory.
 const LOCK: &str = "lock";
 

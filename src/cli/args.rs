@@ -1,0 +1,420 @@
+//! Every command and option, with help that teaches by example.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Serves language models over OpenAI's API, and decides in the same process who may use which and how much.
+#[derive(Debug, Parser)]
+#[command(
+    name = "millgate",
+    version,
+    max_term_width = 110,
+    after_help = "\
+First steps:
+  millgate serve                      serve the bundled demo model on http://127.0.0.1:8080
+  millgate chat --key sk-mg_...       talk to it in another terminal (the key is printed at the first start)
+  millgate serve --model qwen=hf:Qwen/Qwen3-0.6B
+
+`millgate help COMMAND` shows examples for each command."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Talk to a model in the terminal
+    Chat(ChatArgs),
+    /// Measure a running server: time to first token, time between tokens, tokens per second
+    Bench(BenchArgs),
+    /// Create, list and revoke API keys
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// List tiers, or apply a file of them
+    #[command(subcommand)]
+    Tier(TierCommand),
+    /// List and change users and their groups
+    #[command(subcommand)]
+    User(UserCommand),
+    /// List what is served, look into a model's files, download one
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Who used how much, from the ledger
+    Usage(UsageArgs),
+    /// Check and show the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// Where a running server is and who asks.
+#[derive(Debug, Clone, Args)]
+pub struct Remote {
+    /// The server [default: $MILLGATE_URL, else http://127.0.0.1:8080]
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
+    /// The API key [default: $MILLGATE_API_KEY]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// Options of `chat`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  millgate chat --key sk-mg_...
+  millgate chat --model qwen --system 'Answer in one sentence.'
+  echo 'What is a tier?' | millgate chat
+
+Inside: /clear forgets the conversation, /system TEXT sets the system prompt, /quit or Ctrl-D ends.
+Ctrl-C stops an answer.")]
+pub struct ChatArgs {
+    /// Which model [default: the only one, or the first that is ready]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// A system prompt
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Randomness, 0 for always the likeliest word
+    #[arg(long, value_name = "NUMBER")]
+    pub temperature: Option<f32>,
+    /// The longest answer
+    #[arg(long, value_name = "TOKENS")]
+    pub max_tokens: Option<u32>,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  millgate bench --clients 8 --requests 64
+  millgate bench --clients 32 --prompt-tokens 512 --output-tokens 128 --json > result.json
+  millgate bench --rate 4 --requests 100             open loop: four requests a second, whatever comes back
+
+Prompts differ from each other from the first word on, so that the prefix cache does not flatter the figures;
+--same-prefix makes them share a beginning. Answers have exactly --output-tokens tokens (ignore_eos).
+The key needs a tier whose limits allow the load: an administrator's usually does.")]
+pub struct BenchArgs {
+    /// Which model [default: the first that is ready]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Clients that ask at the same time, each waiting for its answer before it asks again
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub clients: u32,
+    /// Requests in all
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub requests: u32,
+    /// Length of each prompt, about
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub prompt_tokens: u32,
+    /// Length of each answer, exactly
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub output_tokens: u32,
+    /// Open loop: requests a second, sent on time however long answers take
+    #[arg(long, value_name = "REQUESTS/S")]
+    pub rate: Option<f64>,
+    /// Let all prompts share this many beginning words, to measure the prefix cache
+    #[arg(long, value_name = "WORDS", default_value_t = 0)]
+    pub same_prefix: u32,
+    /// Start of the random prompts; another value asks other questions
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `key ...`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Create a key; it is shown once
+    #[command(after_help = "\
+Examples:
+  millgate key create --name laptop                          a key for yourself
+  millgate key create --name ci --user alice --expires 30d   an administrator creates one for alice
+  millgate key create --admin                                lost the administrator's key: run this on the stopped server")]
+    Create(KeyCreateArgs),
+    /// List keys
+    List(KeyListArgs),
+    /// Revoke a key, effective on the next request
+    Revoke(KeyRevokeArgs),
+}
+
+/// Options of `key create`.
+#[derive(Debug, Args)]
+pub struct KeyCreateArgs {
+    /// What the key is for
+    #[arg(long, default_value = "command line")]
+    pub name: String,
+    /// Whose key (administrators only) [default: yours]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// When it ends: 12h, 30d
+    #[arg(long, value_name = "DURATION")]
+    pub expires: Option<String>,
+    /// Make a new key for the administrator, on the stopped server's data directory
+    #[arg(long, conflicts_with_all = ["user", "key", "url"])]
+    pub admin: bool,
+    /// The data directory, with --admin [default: millgate-data]
+    #[arg(long, value_name = "FOLDER", requires = "admin")]
+    pub data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `key list`.
+#[derive(Debug, Args)]
+pub struct KeyListArgs {
+    /// Everybody's keys (administrators only)
+    #[arg(long)]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `key revoke`.
+#[derive(Debug, Args)]
+pub struct KeyRevokeArgs {
+    /// The key's id, as `key list` shows it
+    pub id: String,
+    /// Somebody else's key (administrators only)
+    #[arg(long)]
+    pub all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `tier ...`.
+#[derive(Debug, Subcommand)]
+pub enum TierCommand {
+    /// List tiers with their groups and limits
+    List(ListArgs),
+    /// Create and change tiers as a file says
+    #[command(after_help = "\
+Examples:
+  millgate tier apply -f tiers.yaml --dry-run     show what would change
+  millgate tier apply -f tiers.yaml
+
+The file, in YAML or JSON:
+  tiers:
+    - name: free
+      display_name: Free
+      level: 0
+      groups: [system:authenticated]
+      limits: [\"5 requests / 2m\", \"100 tokens / 1m\"]
+
+A Kubernetes ConfigMap `tier-to-group-mapping` is read as it is; it has no limits, so those of existing tiers
+stay as they are. Tiers that the file does not name are left alone.")]
+    Apply(TierApplyArgs),
+}
+
+/// Options of `tier apply`.
+#[derive(Debug, Args)]
+pub struct TierApplyArgs {
+    /// The file; `-` reads standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Show what would change and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// A list from the server.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `user ...` (administrators only).
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// List users
+    List(ListArgs),
+    /// Create a user
+    #[command(
+        after_help = "Example:\n  millgate user create alice --group premium-users\n  millgate key create --user alice --name laptop"
+    )]
+    Create(UserCreateArgs),
+    /// Replace a user's groups, which decide the tier
+    SetGroups(UserSetGroupsArgs),
+    /// Lock a user out; the keys stop working on the next request
+    Deactivate(UserNameArgs),
+}
+
+/// Options of `user create`.
+#[derive(Debug, Args)]
+pub struct UserCreateArgs {
+    /// The name
+    pub name: String,
+    /// A group; may be repeated
+    #[arg(long = "group", value_name = "GROUP")]
+    pub groups: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `user set-groups`.
+#[derive(Debug, Args)]
+pub struct UserSetGroupsArgs {
+    /// The name
+    pub name: String,
+    /// The groups from now on; none at all leaves only system:authenticated
+    pub groups: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `user deactivate`.
+#[derive(Debug, Args)]
+pub struct UserNameArgs {
+    /// The name
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `model ...`.
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// List the models your key may use
+    List(ListArgs),
+    /// Read a model's files and say what it is and what it needs; nothing is loaded
+    #[command(
+        after_help = "Examples:\n  millgate model inspect ./model.gguf\n  millgate model inspect hf:Qwen/Qwen3-0.6B"
+    )]
+    Inspect(ModelSourceArgs),
+    /// Download a model from the hub, to serve it later without a network
+    #[command(after_help = "Example:\n  millgate model pull hf:Qwen/Qwen3-0.6B")]
+    Pull(ModelSourceArgs),
+}
+
+/// A model's source.
+#[derive(Debug, Args)]
+pub struct ModelSourceArgs {
+    /// hf:org/name[@revision], a folder, a .gguf file or builtin:demo
+    pub source: String,
+    /// Configuration file, for `[hub]`
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `usage`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  millgate usage                                this month, by user
+  millgate usage --by model,tier --since 7d
+  millgate usage --user alice --by key --json
+
+Reads the ledger in the data directory, also while the server runs.")]
+pub struct UsageArgs {
+    /// One line for each of these; may be combined with commas
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "user")]
+    pub by: Vec<GroupBy>,
+    /// Only this user
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// How far back: 24h, 7d [default: since the first of the month, UTC]
+    #[arg(long, value_name = "DURATION")]
+    pub since: Option<String>,
+    /// The data directory [default: millgate-data]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What usage is added up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GroupBy {
+    /// User name
+    User,
+    /// Key id
+    Key,
+    /// Tier
+    Tier,
+    /// Model
+    Model,
+}
+
+/// `config ...`.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a file; names the key and the line of what is wrong
+    Check(ConfigCheckArgs),
+    /// Print what is in effect, secrets masked
+    Show(ConfigShowArgs),
+    /// Print the reference of all keys (docs/config.md)
+    Reference,
+    /// Print an example file with every key
+    Example,
+}
+
+/// Options of `config check`.
+#[derive(Debug, Args)]
+pub struct ConfigCheckArgs {
+    /// The file
+    #[arg(default_value = "millgate.toml")]
+    pub file: PathBuf,
+}
+
+/// Options of `config show`.
+#[derive(Debug, Args)]
+pub struct ConfigShowArgs {
+    /// Configuration file [default: $MILLGATE_CONFIG, else millgate.toml where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

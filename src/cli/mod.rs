@@ -1,0 +1,22 @@
+//! The command line: `serve` runs the server, the other commands help to use and to administer one.
+//!
+//! Every command that scripts may read takes `--json`. Errors are printed once, with their causes and what to do next.
+
+mod args;
+mod bench;
+mod chat;
+mod client;
+mod config_command;
+mod fail;
+mod key;
+mod model;
+mod offline;
+mod output;
+mod run;
+mod sse;
+mod tier;
+mod usage;
+mod user;
+
+pub use args::Cli;
+pub use run::run;

@@ -1,0 +1,38 @@
+//! Dispatches a command and turns its failure into an exit code.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use tokio::runtime::Runtime;
+
+use crate::config::Environment;
+
+use super::args::{Cli, Command};
+use super::{bench, chat, config_command, fail, key, model, output, tier, usage, user};
+
+/// Runs the command line to its end; a failure is printed once, with its causes and a hint.
+#[must_use]
+pub fn run(cli: &Cli) -> ExitCode {
+    let environment = Environment::read();
+    match dispatch(&cli.command, &environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(&fail::report(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: &Command, environment: &Environment) -> Result<()> {
+    let runtime = || Runtime::new().context("cannot start the runtime");
+    match command {
+        Command::Chat(args) => chat::run(args, environment, &runtime()?),
+        Command::Bench(args) => runtime()?.block_on(bench::run(args, environment)),
+        Command::Key(command) => runtime()?.block_on(key::run(command, environment)),
+        Command::Tier(command) => runtime()?.block_on(tier::run(command, environment)),
+        Command::User(command) => runtime()?.block_on(user::run(command, environment)),
+        Command::Model(command) => runtime()?.block_on(model::run(command, environment)),
+        Command::Usage(args) => runtime()?.block_on(usage::run(args, environment)),
+        Command::Config(command) => config_command::run(command, environment),
+    }
+}

@@ -1,0 +1,50 @@
+//! Reads the ledger without the data directory's lock, beside a running server: nothing can be written this way.
+
+use std::path::Path;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
+use sqlx::{ConnectOptions, Row, SqlitePool};
+
+use super::ledger;
+use super::open::DATABASE;
+use super::rows::failed;
+use crate::governance::UserId;
+use crate::governance::ports::{StoreError, UsageQuery, UsageSum};
+
+/// The ledger of a data directory, to be read only.
+#[derive(Debug)]
+pub struct LedgerReader {
+    pool: SqlitePool,
+}
+
+impl LedgerReader {
+    /// Opens the ledger in `data_dir`; makes nothing that is not there.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when there is no database or it cannot be read.
+    pub async fn open(data_dir: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new().filename(data_dir.join(DATABASE)).read_only(true);
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options.disable_statement_logging()).await;
+        Ok(Self { pool: pool.map_err(failed("open the database"))? })
+    }
+
+    /// The user of that name, if there is one.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn user(&self, name: &str) -> Result<Option<UserId>, StoreError> {
+        let select = sqlx::query("SELECT id FROM users WHERE name = $1 LIMIT 1").bind(name);
+        let row = select.fetch_optional(&self.pool).await.map_err(failed("find a user"))?;
+        let Some(row) = row else { return Ok(None) };
+        let id: String = row.try_get(0).map_err(failed("find a user"))?;
+        Ok(uuid::Uuid::parse_str(&id).ok().map(UserId))
+    }
+
+    /// A usage report.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
+        ledger::usage(&self.pool, query).await
+    }
+}
