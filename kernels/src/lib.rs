@@ -28,6 +28,7 @@ mod packed;
 mod panels;
 mod pool;
 pub mod quant;
+mod quantise;
 pub mod reference;
 mod rope;
 mod share;

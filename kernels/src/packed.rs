@@ -2,7 +2,7 @@
 
 use crate::error::{expect_below, expect_len};
 use crate::memory::HugeBuffer;
-use crate::panels::{panel_bytes, panel_rows, read_dense, read_run, write_row};
+use crate::panels::{panel_bytes, panel_rows, read_dense, read_run, write_panel};
 use crate::quant::RUN;
 use crate::{KernelError, WeightFormat};
 
@@ -125,9 +125,7 @@ fn write_panels(format: WeightFormat, sources: &[&[u8]], panel_bytes: usize, dat
     let rows = panel_rows(format);
     let write = |panels: &mut [u8], sources: &[&[u8]]| {
         for (panel, sources) in panels.chunks_exact_mut(panel_bytes).zip(sources.chunks(rows)) {
-            for (lane, row) in sources.iter().enumerate() {
-                write_row(format, panel, lane, row);
-            }
+            write_panel(format, panel, sources);
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);

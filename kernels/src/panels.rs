@@ -70,27 +70,44 @@ pub(crate) fn panel_bytes(format: WeightFormat, cols: usize) -> Option<usize> {
     }
 }
 
-/// Writes one row as lane `lane` of a zeroed panel. `row`: the row's bytes as on disk.
-pub(crate) fn write_row(format: WeightFormat, panel: &mut [u8], lane: usize, row: &[u8]) {
+/// Writes up to a panel's number of rows, each with its bytes as on disk, into a zeroed panel.
+pub(crate) fn write_panel(format: WeightFormat, panel: &mut [u8], rows: &[&[u8]]) {
     match format {
-        WeightFormat::F32 => scatter::<4>(panel, lane, 1, row),
-        WeightFormat::F16 => scatter::<2>(panel, lane, 1, row),
-        WeightFormat::Bf16 => scatter::<2>(panel, lane, 2, row),
+        WeightFormat::F32 => interleave::<4>(panel, rows),
+        WeightFormat::F16 => interleave::<2>(panel, rows),
+        WeightFormat::Bf16 => {
+            // Pairs of inputs move together; an odd last one is followed by the zero already there.
+            interleave::<4>(panel, rows);
+            for (lane, row) in rows.iter().enumerate() {
+                if let [a, b] = *row.as_chunks::<4>().1 {
+                    let at = (row.len() / 4 * DENSE_ROWS + lane) * 4;
+                    panel[at..at + 2].copy_from_slice(&[a, b]);
+                }
+            }
+        }
         _ => {
-            let runs = row.len() / format.block_bytes() * format.block_weights() / RUN;
-            for run in 0..runs {
-                write_run(format, panel, (lane, run, runs), &RawCodes::of(format, row, run));
+            for (lane, row) in rows.iter().enumerate() {
+                let runs = row.len() / format.block_bytes() * format.block_weights() / RUN;
+                for run in 0..runs {
+                    write_run(format, panel, (lane, run, runs), &RawCodes::of(format, row, run));
+                }
             }
         }
     }
 }
 
-/// Writes `N`-byte elements so that `group` neighbouring inputs of an output stay together.
-fn scatter<const N: usize>(panel: &mut [u8], lane: usize, group: usize, row: &[u8]) {
-    let (inputs, _) = row.as_chunks::<N>();
+/// Writes elements of `N` bytes, `[lanes][inputs]`, as `[inputs][lanes]`.
+fn interleave<const N: usize>(panel: &mut [u8], rows: &[&[u8]]) {
+    /// A stretch short enough for its part of the panel to stay in the first-level cache.
+    const STRETCH: usize = 32;
     let (cells, _) = panel.as_chunks_mut::<N>();
-    for (i, input) in inputs.iter().enumerate() {
-        cells[(i / group * DENSE_ROWS + lane) * group + i % group] = *input;
+    for (stretch, cells) in cells.chunks_mut(STRETCH * DENSE_ROWS).enumerate() {
+        for (lane, row) in rows.iter().enumerate() {
+            let inputs = row.as_chunks::<N>().0.iter().skip(stretch * STRETCH);
+            for (cell, input) in cells[lane..].iter_mut().step_by(DENSE_ROWS).zip(inputs) {
+                *cell = *input;
+            }
+        }
     }
 }
 
@@ -98,17 +115,24 @@ fn write_run(format: WeightFormat, panel: &mut [u8], (lane, run, runs): (usize, 
     let layout = quant_layout(format);
     let (codes, scales) = panel.split_at_mut(runs * layout.code_bytes);
     let codes = &mut codes[run * layout.code_bytes..][..layout.code_bytes];
-    for (i, &q) in raw.q.iter().enumerate() {
-        let (group, cell) = (i / 4, lane * 4 + i % 4);
-        match format {
-            WeightFormat::Q8_0 => codes[group * 64 + cell] = q,
-            _ => codes[group % 4 * 64 + cell] |= (q & 15) << (group / 4 * 4),
+    // Four codes of an output are one word; the words of an output are sixteen apart.
+    let (cells, _) = codes.as_chunks_mut::<4>();
+    let mut put = |line: usize, word: u32| cells[line * QUANT_ROWS + lane] = word.to_le_bytes();
+    let word = |g: usize| u32::from_le_bytes([raw.q[4 * g], raw.q[4 * g + 1], raw.q[4 * g + 2], raw.q[4 * g + 3]]);
+    if format == WeightFormat::Q8_0 {
+        (0..8).for_each(|g| put(g, word(g)));
+    } else {
+        (0..4).for_each(|g| put(g, (word(g) & 0x0f0f_0f0f) | (word(g + 4) & 0x0f0f_0f0f) << 4));
+    }
+    match format {
+        WeightFormat::Q5K => put(4, (0..8).fold(0, |bits, g| bits | ((word(g) >> 4) & 0x0101_0101) << g)),
+        WeightFormat::Q6K => {
+            for part in 0..2 {
+                let top = |s: usize| ((word(4 * part + s) >> 4) & 0x0303_0303) << (2 * s);
+                put(4 + part, top(0) | top(1) | top(2) | top(3));
+            }
         }
-        match format {
-            WeightFormat::Q5K => codes[256 + cell] |= (q >> 4) << group,
-            WeightFormat::Q6K => codes[256 + group / 4 * 64 + cell] |= (q >> 4) << (group % 4 * 2),
-            _ => {}
-        }
+        _ => {}
     }
     let block = &mut scales[run / layout.runs_per_block * layout.scale_bytes..][..layout.scale_bytes];
     let sub = run % layout.runs_per_block;

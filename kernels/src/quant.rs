@@ -8,6 +8,8 @@
 use crate::{KernelError, WeightFormat};
 use half::f16;
 
+pub use crate::quantise::quantise_row;
+
 /// Codes sharing one activation scale.
 pub const RUN: usize = 32;
 
@@ -197,6 +199,93 @@ pub fn check(format: WeightFormat, bytes: &[u8]) -> Result<(), KernelError> {
         Some(index) => {
             let problem = format!("block {index} holds a value that is not finite");
             Err(KernelError::Format { format: format.name(), problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One block of fixed bytes with fixed scales.
+    fn block(format: WeightFormat) -> Vec<u8> {
+        let mut bytes: Vec<u8> =
+            (0..format.block_bytes()).map(|i| ((i * 37 + 11 + (i * i) % 251) & 255) as u8).collect();
+        let (d, d_min) = (f16::from_f32(0.011_718_75).to_le_bytes(), f16::from_f32(0.031_25).to_le_bytes());
+        match format {
+            WeightFormat::Q6K => bytes[208..].copy_from_slice(&d),
+            WeightFormat::Q4K | WeightFormat::Q5K => {
+                bytes[..2].copy_from_slice(&d);
+                bytes[2..4].copy_from_slice(&d_min);
+            }
+            _ => bytes[..2].copy_from_slice(&d),
+        }
+        bytes
+    }
+
+    #[test]
+    fn blocks_decode_as_the_gguf_package_decodes_them() {
+        // Made with gguf 0.19's `quants.dequantize` from the same bytes: some weights, and the sum of weight * index.
+        let wanted: [(WeightFormat, [f32; 7], f64); 5] = [
+            (
+                WeightFormat::Q8_0,
+                [1.042_968_8, -1.464_843_8, -1.054_687_5, -0.210_937_5, 0.433_593_75, 0.0, 0.0],
+                19.875,
+            ),
+            (
+                WeightFormat::Q4_0,
+                [0.011_718_75, -0.058_593_75, -0.023_437_5, -0.035_156_25, 0.023_437_5, 0.0, 0.0],
+                -6.175_781_25,
+            ),
+            (
+                WeightFormat::Q4K,
+                [-1.593_75, 1.710_937_5, 1.710_937_5, 6.667_968_8, 6.667_968_8, 2.847_656_3, 0.132_812_5],
+                41_076.402_343_75,
+            ),
+            (
+                WeightFormat::Q5K,
+                [2.812_5, 6.117_187_5, -0.492_187_5, 13.277_344, 15.480_469, 2.109_375, 1.691_406_3],
+                130_106.148_437_5,
+            ),
+            (
+                WeightFormat::Q6K,
+                [22.394_531, -18.128_906, 26.660_156, -15.937_5, 21.914_063, -2.742_187_5, -26.507_813],
+                -12_945.515_625,
+            ),
+        ];
+        for (format, some, sum) in wanted {
+            let mut weights = vec![0.0; format.block_weights()];
+            dequantise_row(format, &block(format), &mut weights).unwrap();
+            for (index, wanted) in [0, 1, 15, 16, 31, 100, 255].into_iter().zip(some) {
+                if let Some(&found) = weights.get(index) {
+                    assert_eq!(found, wanted, "{format:?} weight {index}");
+                }
+            }
+            let found: f64 = weights.iter().zip(1..).map(|(&w, i)| f64::from(w) * f64::from(i)).sum();
+            assert!((found - sum).abs() < 1e-6 * sum.abs(), "{format:?}: {found}, wanted {sum}");
+        }
+    }
+
+    #[test]
+    fn scales_that_are_no_numbers_are_found() {
+        for format in WeightFormat::ALL {
+            let one = match format {
+                WeightFormat::F32 => 1.0f32.to_le_bytes().to_vec(),
+                WeightFormat::F16 => f16::ONE.to_le_bytes().to_vec(),
+                WeightFormat::Bf16 => half::bf16::ONE.to_le_bytes().to_vec(),
+                _ => block(format),
+            };
+            let mut bytes = one.repeat(3);
+            assert_eq!(check(format, &bytes), Ok(()));
+            let mut end = bytes.len();
+            assert!(check(format, &bytes[..end - 1]).is_err() || end == 1);
+            if matches!(format, WeightFormat::Q8_0 | WeightFormat::Q4_0 | WeightFormat::Q4K | WeightFormat::Q5K) {
+                end = 2 * format.block_bytes() + 2;
+            }
+            // All bits set: NaN in every float format.
+            bytes[end - 2..end].fill(0xff);
+            let problem = check(format, &bytes).unwrap_err().to_string();
+            assert!(problem.contains("block 2"), "{problem}");
         }
     }
 }

@@ -32,7 +32,7 @@ impl Random {
     pub(crate) fn weights(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Vec<u8> {
         let half = |r: &mut Self, size: f32| half::f16::from_f32(r.float() * size).to_le_bytes();
         let mut bytes: Vec<u8> =
-            (0..format.bytes_for(rows, cols).unwrap()).map(|_| self.bits().to_le_bytes()[3]).collect();
+            (0..format.bytes_for(rows, cols).expect("whole blocks")).map(|_| self.bits().to_le_bytes()[3]).collect();
         for block in bytes.chunks_exact_mut(format.block_bytes()) {
             match format {
                 WeightFormat::F32 => block.copy_from_slice(&self.float().to_le_bytes()),

@@ -54,35 +54,24 @@ by_level! {
 fn soften_rows(rows: &BlockRows, scores: &mut [f32], (peaks, weights, values): SumsMut<'_>) {
     let (scores, _) = scores.as_chunks_mut::<BLOCK_TOKENS>();
     for (row, scores) in scores.iter_mut().enumerate() {
-        if row >= rows.num_rows {
-            scores.fill(0.0);
-            continue;
-        }
-        let seen = rows.seen_by(row);
+        let seen = if row < rows.num_rows { rows.seen_by(row) } else { 0..0 };
         if seen.is_empty() {
             scores.fill(0.0);
             continue;
         }
-        let mut highest = [f32::NEG_INFINITY; BLOCK_TOKENS];
-        for i in 0..BLOCK_TOKENS {
-            let score = if i >= seen.start && i < seen.end { scores[i] } else { f32::NEG_INFINITY };
-            scores[i] = score;
-            highest[i] = score;
-        }
-        let mut width = BLOCK_TOKENS / 2;
-        while width > 0 {
-            for i in 0..width {
-                highest[i] = if highest[i] > highest[i + width] { highest[i] } else { highest[i + width] };
-            }
-            width /= 2;
+        let halves: &mut [[f32; LANES]; 2] = scores.as_chunks_mut().0.try_into().expect("a block is two registers");
+        if seen.len() < BLOCK_TOKENS {
+            hide(halves, &seen);
         }
         let old = peaks[row];
-        let peak = if highest[0] > old { highest[0] } else { old };
+        let highest = max(halves);
+        let peak = if highest > old { highest } else { old };
         let mut partial = [0.0f32; LANES];
-        for i in 0..BLOCK_TOKENS {
-            let weight = if i >= seen.start && i < seen.end { exp(scores[i] - peak) } else { 0.0 };
-            scores[i] = weight;
-            partial[i % LANES] += weight;
+        for half in halves {
+            for i in 0..LANES {
+                half[i] = exp(half[i] - peak);
+                partial[i] += half[i];
+            }
         }
         let factor = exp(old - peak);
         weights[row] = weights[row].mul_add(factor, sum(partial));
@@ -93,6 +82,35 @@ fn soften_rows(rows: &BlockRows, scores: &mut [f32], (peaks, weights, values): S
             }
         }
     }
+}
+
+/// Keys outside of `seen` get the score of no weight.
+#[inline(always)]
+fn hide(halves: &mut [[f32; LANES]; 2], seen: &Range<usize>) {
+    let (start, end) = (seen.start as u32, seen.end as u32);
+    for (h, half) in halves.iter_mut().enumerate() {
+        for (i, score) in half.iter_mut().enumerate() {
+            let key = (h * LANES + i) as u32;
+            *score = if (key >= start) & (key < end) { *score } else { f32::NEG_INFINITY };
+        }
+    }
+}
+
+/// The largest score, in a fixed tree. A NaN among them may be passed over: its weight becomes NaN all the same.
+#[inline(always)]
+fn max([a, b]: &[[f32; LANES]; 2]) -> f32 {
+    let mut highest = [0.0; LANES];
+    for i in 0..LANES {
+        highest[i] = if a[i] > b[i] { a[i] } else { b[i] };
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            highest[i] = if highest[i] > highest[i + width] { highest[i] } else { highest[i + width] };
+        }
+        width /= 2;
+    }
+    highest[0]
 }
 
 by_level! {

@@ -2,7 +2,7 @@
 
 use super::softmax::{BlockRows, merge_rows, soften};
 use super::work::{Inputs, SEGMENT_BLOCKS};
-use crate::cpu::{Kernel, StridedTile, f32_tile};
+use crate::cpu::{Kernel, StridedTile, f32_tile, prefetch};
 use crate::kv::KvDtype;
 use crate::share::Shared;
 use crate::{BLOCK_TOKENS, Level, WeightFormat};
@@ -169,6 +169,12 @@ impl Tile {
         for block in first..=last {
             let id = inputs.batch.tables[self.table_start + block] as usize;
             let (keys, values) = inputs.kv.block(id, self.kv_head);
+            if block < last {
+                // Blocks lie anywhere, so the machine cannot guess the next one.
+                let next = inputs.kv.block(inputs.batch.tables[self.table_start + block + 1] as usize, self.kv_head);
+                prefetch(next.0);
+                prefetch(next.1);
+            }
             let rows = BlockRows {
                 num_rows: self.num_queries * sizes.group,
                 group: sizes.group,
@@ -255,6 +261,10 @@ fn widened<'a>(
         let (before, floats, _) = unsafe { stored.align_to::<f32>() };
         assert!(before.is_empty(), "blocks are aligned");
         return floats;
+    }
+    if cols == pitch {
+        super::softmax::widen(sizes.level, dtype, stored, &mut buffer[..rows * cols]);
+        return buffer;
     }
     for row in 0..rows {
         let target = &mut buffer[row * pitch..(row + 1) * pitch];

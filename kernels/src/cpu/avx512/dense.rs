@@ -3,6 +3,10 @@
 use crate::cpu::{Out, StridedTile, TileInput};
 use std::arch::x86_64::*;
 
+/// How far ahead of the arithmetic weights are fetched: some hundred cycles of it, and across the ends of small pages,
+/// where the machine's own prefetching stops.
+pub(super) const PREFETCH_BYTES: usize = 4096;
+
 /// One dense weight format: how many inputs a step covers and how a step is added.
 pub(super) trait Weights {
     /// Sixteen outputs' weights of one step.
@@ -132,11 +136,9 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
         let mut w = input.panel.add(first * 2 * W::BYTES);
         let mut x = input.x.add(first * W::WORDS * M);
         for _ in first..last {
-            if M <= 2 {
-                for v in 0..V {
-                    let ahead = w.wrapping_add(v / 2 * input.panel_bytes + v % 2 * W::BYTES + 4096);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                }
+            for v in 0..V {
+                let ahead = w.wrapping_add(v / 2 * input.panel_bytes + v % 2 * W::BYTES + PREFETCH_BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
             }
             let loaded: [W::Loaded; V] =
                 std::array::from_fn(|v| W::load(w.add(v / 2 * input.panel_bytes + v % 2 * W::BYTES)));

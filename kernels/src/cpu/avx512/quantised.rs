@@ -1,15 +1,12 @@
 //! AVX-512 products with quantised weights. A panel holds 16 outputs; one register holds four inputs of each.
 
-use super::dense::store;
+use super::dense::{PREFETCH_BYTES, store};
 use crate::WeightFormat;
 use crate::cpu::tile::RUN_WORDS;
 use crate::cpu::{Out, TileInput};
 use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
 use crate::quant::RUN;
 use std::arch::x86_64::*;
-
-/// Thirty-two inputs of sixteen outputs: eight registers of unsigned codes.
-type Run = [__m512i; 8];
 
 /// What a format multiplies its integer sums with.
 pub(super) struct Scales {
@@ -28,9 +25,11 @@ pub(super) trait Format {
     const TWO_SCALES: bool = false;
     /// Whether weights have a minimum subtracted (then codes have no offset).
     const HAS_MIN: bool = false;
+    /// Unsigned codes of inputs `4g..4g + 4` of sixteen outputs.
+    ///
     /// # Safety
-    /// AVX-512 F and BW; `w` has the layout's code bytes of a run.
-    unsafe fn codes(w: *const u8) -> Run;
+    /// AVX-512 F and BW; `w` has the layout's code bytes of a run; `g < 8`.
+    unsafe fn codes(w: *const u8, g: usize) -> __m512i;
     /// # Safety
     /// AVX-512 F; `scales` is the start of a panel's scales, which hold run `run`.
     unsafe fn scales(scales: *const u8, run: usize) -> Scales;
@@ -84,29 +83,25 @@ unsafe fn k_scales(scales: *const u8, run: usize) -> Scales {
     }
 }
 
-/// Four registers of nibbles to eight of bytes.
+/// Group `g` of four-bit codes.
 ///
 /// # Safety
-/// AVX-512 F and BW; 256 readable bytes.
+/// AVX-512 F and BW; 256 readable bytes; `g < 8`.
 #[inline(always)]
-unsafe fn nibbles(w: *const u8) -> Run {
+unsafe fn nibbles(w: *const u8, g: usize) -> __m512i {
     // SAFETY: the caller's promise.
     unsafe {
-        let low = _mm512_set1_epi8(15);
-        let pairs: [__m512i; 4] = std::array::from_fn(|i| _mm512_loadu_si512(w.add(64 * i).cast()));
-        std::array::from_fn(|g| {
-            let pair = pairs[g % 4];
-            _mm512_and_si512(if g < 4 { pair } else { _mm512_srli_epi16::<4>(pair) }, low)
-        })
+        let pair = _mm512_loadu_si512(w.add(64 * (g % 4)).cast());
+        _mm512_and_si512(if g < 4 { pair } else { _mm512_srli_epi16::<4>(pair) }, _mm512_set1_epi8(15))
     }
 }
 
 impl Format for Q8_0 {
     const FORMAT: WeightFormat = WeightFormat::Q8_0;
     #[inline(always)]
-    unsafe fn codes(w: *const u8) -> Run {
+    unsafe fn codes(w: *const u8, g: usize) -> __m512i {
         // SAFETY: the trait's contract.
-        unsafe { std::array::from_fn(|g| _mm512_loadu_si512(w.add(64 * g).cast())) }
+        unsafe { _mm512_loadu_si512(w.add(64 * g).cast()) }
     }
     #[inline(always)]
     unsafe fn scales(scales: *const u8, run: usize) -> Scales {
@@ -118,9 +113,9 @@ impl Format for Q8_0 {
 impl Format for Q4_0 {
     const FORMAT: WeightFormat = WeightFormat::Q4_0;
     #[inline(always)]
-    unsafe fn codes(w: *const u8) -> Run {
+    unsafe fn codes(w: *const u8, g: usize) -> __m512i {
         // SAFETY: the trait's contract.
-        unsafe { nibbles(w) }
+        unsafe { nibbles(w, g) }
     }
     #[inline(always)]
     unsafe fn scales(scales: *const u8, run: usize) -> Scales {
@@ -133,9 +128,9 @@ impl Format for Q4K {
     const FORMAT: WeightFormat = WeightFormat::Q4K;
     const HAS_MIN: bool = true;
     #[inline(always)]
-    unsafe fn codes(w: *const u8) -> Run {
+    unsafe fn codes(w: *const u8, g: usize) -> __m512i {
         // SAFETY: the trait's contract.
-        unsafe { nibbles(w) }
+        unsafe { nibbles(w, g) }
     }
     #[inline(always)]
     unsafe fn scales(scales: *const u8, run: usize) -> Scales {
@@ -148,22 +143,22 @@ impl Format for Q5K {
     const FORMAT: WeightFormat = WeightFormat::Q5K;
     const HAS_MIN: bool = true;
     #[inline(always)]
-    unsafe fn codes(w: *const u8) -> Run {
+    unsafe fn codes(w: *const u8, g: usize) -> __m512i {
         // SAFETY: the trait's contract.
         unsafe {
-            let low = nibbles(w);
             let high = _mm512_loadu_si512(w.add(256).cast());
-            let bit = _mm512_set1_epi8(16);
-            // Bit g of `high` becomes bit 4 of group g; what a 16-bit shift drags in from the neighbour is masked off.
-            let fifth = |g: u32| {
-                let moved = if g < 4 {
-                    _mm512_sll_epi16(high, _mm_cvtsi32_si128((4 - g).cast_signed()))
-                } else {
-                    _mm512_srl_epi16(high, _mm_cvtsi32_si128((g - 4).cast_signed()))
-                };
-                _mm512_and_si512(moved, bit)
+            // Bit g of `high` becomes bit 4; what a 16-bit shift drags in from the neighbour is masked off.
+            let moved = match g {
+                0 => _mm512_slli_epi16::<4>(high),
+                1 => _mm512_slli_epi16::<3>(high),
+                2 => _mm512_slli_epi16::<2>(high),
+                3 => _mm512_slli_epi16::<1>(high),
+                4 => high,
+                5 => _mm512_srli_epi16::<1>(high),
+                6 => _mm512_srli_epi16::<2>(high),
+                _ => _mm512_srli_epi16::<3>(high),
             };
-            std::array::from_fn(|g| _mm512_or_si512(low[g], fifth(g as u32)))
+            _mm512_or_si512(nibbles(w, g), _mm512_and_si512(moved, _mm512_set1_epi8(16)))
         }
     }
     #[inline(always)]
@@ -177,24 +172,18 @@ impl Format for Q6K {
     const FORMAT: WeightFormat = WeightFormat::Q6K;
     const TWO_SCALES: bool = true;
     #[inline(always)]
-    unsafe fn codes(w: *const u8) -> Run {
+    unsafe fn codes(w: *const u8, g: usize) -> __m512i {
         // SAFETY: the trait's contract.
         unsafe {
-            let low = nibbles(w);
-            let bits = _mm512_set1_epi8(0x30);
-            let high = [_mm512_loadu_si512(w.add(256).cast()), _mm512_loadu_si512(w.add(320).cast())];
+            let part = _mm512_loadu_si512(w.add(256 + g / 4 * 64).cast());
             // Bits 2s and 2s + 1 become bits 4 and 5.
-            let top = |g: usize| {
-                let part = high[g / 4];
-                let moved = match g % 4 {
-                    0 => _mm512_slli_epi16::<4>(part),
-                    1 => _mm512_slli_epi16::<2>(part),
-                    2 => part,
-                    _ => _mm512_srli_epi16::<2>(part),
-                };
-                _mm512_and_si512(moved, bits)
+            let moved = match g % 4 {
+                0 => _mm512_slli_epi16::<4>(part),
+                1 => _mm512_slli_epi16::<2>(part),
+                2 => part,
+                _ => _mm512_srli_epi16::<2>(part),
             };
-            std::array::from_fn(|g| _mm512_or_si512(low[g], top(g)))
+            _mm512_or_si512(nibbles(w, g), _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
         }
     }
     #[inline(always)]
@@ -228,17 +217,12 @@ pub(super) unsafe fn tile<F: Format, const M: usize>(input: &TileInput, out: &Ou
         let mut acc = [_mm512_setzero_ps(); M];
         for run in 0..runs {
             let at = input.panel.add(run * layout.code_bytes);
-            if M <= 2 {
-                for line in 0..layout.code_bytes / 64 {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(4096 + 64 * line).cast());
-                }
+            for line in 0..layout.code_bytes / 64 {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES + 64 * line).cast());
             }
-            let w = F::codes(at);
             let scale = F::scales(scales, run);
             let x = input.x.add(run * RUN_WORDS * M);
-            for (m, sum) in acc.iter_mut().enumerate() {
-                *sum = add_run::<F, M>(*sum, &w, &scale, x.add(m));
-            }
+            add_run::<F, M>(&mut acc, at, &scale, x);
         }
         for (m, &sum) in acc.iter().enumerate() {
             if m < out.rows {
@@ -248,31 +232,39 @@ pub(super) unsafe fn tile<F: Format, const M: usize>(input: &TileInput, out: &Ou
     }
 }
 
-/// Adds one run of one row. `x`: the row's first word of the run, words `M` apart.
+/// Adds one run of `M` rows. `x`: the first row's first word of the run, words of a row `M` apart.
 ///
 /// # Safety
-/// AVX-512 F, BW and VNNI; `x` has `RUN_WORDS` words.
+/// AVX-512 F, BW and VNNI; `w` has the code bytes of a run, `x` has `RUN_WORDS` words a row.
 #[inline(always)]
-unsafe fn add_run<F: Format, const M: usize>(sum: __m512, w: &Run, scale: &Scales, x: *const u32) -> __m512 {
+unsafe fn add_run<F: Format, const M: usize>(acc: &mut [__m512; M], w: *const u8, scale: &Scales, x: *const u32) {
     // SAFETY: the caller's promise.
     unsafe {
-        let word = |i: usize| _mm512_set1_epi32(x.add(i * M).cast::<i32>().read());
-        let float = |i: usize| _mm512_set1_ps(x.add(i * M).cast::<f32>().read());
-        let x_scale = float(8);
-        let mut dot = if F::HAS_MIN { _mm512_setzero_si512() } else { word(9) };
-        if F::TWO_SCALES {
-            let mut second = word(10);
-            for g in 0..4 {
-                dot = _mm512_dpbusd_epi32(dot, w[g], word(g));
-                second = _mm512_dpbusd_epi32(second, w[g + 4], word(g + 4));
+        let word = |i: usize, m: usize| _mm512_set1_epi32(x.add(i * M + m).cast::<i32>().read());
+        let float = |i: usize, m: usize| _mm512_set1_ps(x.add(i * M + m).cast::<f32>().read());
+        let start = |i: usize, m: usize| if F::HAS_MIN { _mm512_setzero_si512() } else { word(i, m) };
+        // Rows in step: the products of one row wait for each other, those of different rows do not.
+        let mut dots: [__m512i; M] = std::array::from_fn(|m| start(9, m));
+        for g in 0..8 {
+            if F::TWO_SCALES && g == 4 {
+                for m in 0..M {
+                    let factor = _mm512_mul_ps(scale.first, float(8, m));
+                    acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), factor, acc[m]);
+                    dots[m] = start(10, m);
+                }
             }
-            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale.first, x_scale), sum);
-            return _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), _mm512_mul_ps(scale.second, x_scale), sum);
+            let codes = F::codes(w, g);
+            for (m, dot) in dots.iter_mut().enumerate() {
+                *dot = _mm512_dpbusd_epi32(*dot, codes, word(g, m));
+            }
         }
-        for (g, &w) in w.iter().enumerate() {
-            dot = _mm512_dpbusd_epi32(dot, w, word(g));
+        let last = if F::TWO_SCALES { scale.second } else { scale.first };
+        for m in 0..M {
+            let factor = _mm512_mul_ps(last, float(8, m));
+            acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), factor, acc[m]);
+            if F::HAS_MIN {
+                acc[m] = _mm512_fnmadd_ps(scale.min, float(9, m), acc[m]);
+            }
         }
-        let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(scale.first, x_scale), sum);
-        if F::HAS_MIN { _mm512_fnmadd_ps(scale.min, float(9), sum) } else { sum }
     }
 }

@@ -6,10 +6,9 @@ use crate::WeightFormat;
 use crate::cpu::tile::TileFn;
 use crate::cpu::{Kernel, Out, StridedTile, TileInput, XPacking};
 
-/// Rows times two registers of outputs leave room for two registers of weights.
-const DENSE_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12];
-/// A run's weights take eight registers, which leaves room for sixteen sums.
-const QUANT_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12, 16];
+/// Dense: twelve rows times two registers of outputs leave room for the weights. Quantised: twelve sums, six integer sums
+/// and a run's eight registers of weights.
+const ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12];
 /// Few rows have few sums in flight, so they take two panels at once.
 const TWO_PANELS_UP_TO: usize = 4;
 
@@ -26,11 +25,8 @@ pub(in crate::cpu) fn kernel(format: WeightFormat, has_bf16_dot: bool) -> Kernel
         WeightFormat::Q5K => (quant_tile::<Q5K>, XPacking::Bytes),
         WeightFormat::Q6K => (quant_tile::<Q6K>, XPacking::Bytes),
     };
-    if format.is_quantised() {
-        Kernel { tile, packing, row_counts: QUANT_ROW_COUNTS, two_panels_up_to: 0 }
-    } else {
-        Kernel { tile, packing, row_counts: DENSE_ROW_COUNTS, two_panels_up_to: TWO_PANELS_UP_TO }
-    }
+    let two_panels_up_to = if format.is_quantised() { 0 } else { TWO_PANELS_UP_TO };
+    Kernel { tile, packing, row_counts: ROW_COUNTS, two_panels_up_to }
 }
 
 /// # Safety
@@ -86,7 +82,6 @@ unsafe fn quant_tile<F: Format>(input: &TileInput, out: &Out) {
             6 => quantised::tile::<F, 6>(input, out),
             8 => quantised::tile::<F, 8>(input, out),
             12 => quantised::tile::<F, 12>(input, out),
-            16 => quantised::tile::<F, 16>(input, out),
             _ => unreachable!("not one of the row counts"),
         }
     }
