@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use millgate::governance::ports::Extent;
 use millgate::governance::{CompletionCap, Config, Denied, Permit, Principal, Refusal, Status, Usage};
 use proptest::prelude::*;
 
@@ -397,6 +398,18 @@ async fn play(ops: Vec<Op>) {
     check_books(&house, &people).await;
 }
 
+/// By charge time, no interval of a minute holds more than the amount: neither for a user nor for the pool.
+fn check_every_minute(charged: impl Iterator<Item = Extent>, amount: u64) {
+    let mut charged: Vec<(i64, u64)> =
+        charged.map(|extent| (extent.at_us, extent.prompt_tokens + extent.completion_tokens)).collect();
+    charged.sort_unstable();
+    for (i, (start, _)) in charged.iter().enumerate() {
+        let within = charged[i..].iter().take_while(|(at, _)| *at < start + MINUTE_US);
+        let sum: u64 = within.map(|(_, tokens)| tokens).sum();
+        assert!(sum <= amount, "{sum} of {amount} tokens in the minute from {start}");
+    }
+}
+
 /// The ledger and the counters agree, for every user and for the pool; after a restart, too.
 async fn check_books(house: &House, people: &[Principal]) {
     assert!(house.counters_are_at_rest());
@@ -404,6 +417,11 @@ async fn check_books(house: &House, people: &[Principal]) {
     for row in &rows {
         let charged: u64 = row.charged.iter().map(|extent| extent.prompt_tokens + extent.completion_tokens).sum();
         assert_eq!(charged, row.usage.total_tokens());
+    }
+    check_every_minute(rows.iter().flat_map(|row| row.charged.clone()), 300);
+    for who in people {
+        let own = rows.iter().filter(|row| row.request.user == who.user);
+        check_every_minute(own.flat_map(|row| row.charged.clone()), 200);
     }
     for (who, hour_us) in people.iter().zip([60 * MINUTE_US; 3]) {
         let standing = house.standing(who).await;
@@ -418,6 +436,42 @@ async fn check_books(house: &House, people: &[Principal]) {
     for who in people {
         assert_eq!(after.standing(who).await, house.standing(who).await, "a restart changes nothing");
     }
+}
+
+/// Eight tasks at once, each on its own random path; time moves while they run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_tasks_at_once_never_exceed_a_limit_and_the_books_agree() {
+    let house = Arc::new(House::new().await);
+    let limits = ["200 tokens / 1m", "100000 tokens / 1h", "100000 requests / 1m", "300 tokens / 1m per tier"];
+    let mut people = vec![house.limited(&limits).await];
+    people.push(house.user("bob", &["tight"]).await.0);
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..8u64 {
+        let (house, who) = (house.clone(), people[usize::from(task % 2 == 1)].clone());
+        tasks.spawn(async move {
+            let mut seed = task + 1;
+            for _ in 0..60 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let draw = seed >> 33;
+                house.clock.advance_us(i64::try_from(draw % 900_000).expect("small"));
+                let prompt = draw % 9;
+                let cap =
+                    if draw % 2 == 0 { CompletionCap::Open { most: 90 } } else { CompletionCap::Explicit(draw % 30) };
+                let Ok(mut permit) = house.governor.admit(&who, with_cap(prompt, 1, cap)).await else { continue };
+                let _ = permit.extend(draw % 50).await;
+                tokio::task::yield_now().await;
+                let usage = used(prompt, permit.allowance() * (draw % 101) / 100);
+                if draw % 7 == 0 {
+                    permit.progress(usage);
+                } else {
+                    permit.settle(usage, Status::Completed).await.expect("settled");
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+    house.governor.drain().await;
+    check_books(&house, &people).await;
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use millgate::governance::ports::{Records, UsageQuery};
@@ -27,7 +27,8 @@ pub(crate) struct House {
     pub(crate) records: Arc<dyn Records>,
     pub(crate) counters: Arc<MemoryCounters>,
     pub(crate) first: FirstStart,
-    pub(crate) dir: Arc<TempDir>,
+    dir: PathBuf,
+    owned: Option<Arc<TempDir>>,
     secrets: Mutex<HashMap<UserId, Secret>>,
 }
 
@@ -43,14 +44,20 @@ impl House {
     }
 
     pub(crate) async fn open(dir: Arc<TempDir>, clock: Arc<ManualClock>, config: Config) -> Self {
-        let records: Arc<dyn Records> = Arc::new(open_store(dir.path()).await);
+        let house = Self::on(dir.path().to_owned(), clock, config).await;
+        Self { owned: Some(dir), ..house }
+    }
+
+    /// On a directory that somebody else removes.
+    pub(crate) async fn on(dir: PathBuf, clock: Arc<ManualClock>, config: Config) -> Self {
+        let records: Arc<dyn Records> = Arc::new(open_store(&dir).await);
         let counters = Arc::new(MemoryCounters::new(clock.clone()));
         let (governor, first) =
             Governor::start(records.clone(), counters.clone(), clock.clone(), config).await.expect("governance starts");
         let model =
             DeclaredModel { name: MODEL.into(), display_name: None, source: "builtin:demo".into(), published: None };
         governor.declare_models(&[model]).await.expect("the model is declared");
-        Self { governor, clock, records, counters, first, dir, secrets: Mutex::default() }
+        Self { governor, clock, records, counters, first, dir, owned: None, secrets: Mutex::default() }
     }
 
     /// Ends everything cleanly and starts again on the same data.
@@ -59,7 +66,7 @@ impl House {
     }
 
     pub(crate) async fn restart_with(self, config: Config) -> Self {
-        let (dir, clock) = (self.dir.clone(), self.clock.clone());
+        let (dir, clock) = (self.owned.clone().expect("a directory of its own"), self.clock.clone());
         self.close().await;
         Self::open(dir, clock, config).await
     }
@@ -72,7 +79,7 @@ impl House {
     /// What the disk would hold if the power failed now: the files as they are, without any clean-up.
     pub(crate) fn crash_image(&self) -> Arc<TempDir> {
         let image = TempDir::new().expect("a temporary directory");
-        for entry in std::fs::read_dir(self.dir.path()).expect("the data directory") {
+        for entry in std::fs::read_dir(&self.dir).expect("the data directory") {
             let path = entry.expect("an entry").path();
             std::fs::copy(&path, image.path().join(path.file_name().expect("a file name"))).expect("a copy");
         }

@@ -14,8 +14,8 @@ pub enum CompletionCap {
     },
 }
 
-/// Token counts stay far from the end of the 64-bit range, so sums of them never overflow.
-const TOKENS_MAX: u64 = 1 << 60;
+/// No context is so long. Counts stay far from the end of the 64-bit range, so that millions of them add up without overflow.
+const TOKENS_MAX: u64 = 1 << 40;
 
 /// What an admission charges.
 ///
