@@ -144,6 +144,11 @@ impl EngineHandle {
         Self { shared: Arc::new(Shared { name, spec, stuck_after, inbox, pulse, thread: Mutex::new(Some(thread)) }) }
     }
 
+    #[cfg(test)]
+    pub(crate) fn shared_inbox(&self) -> Arc<Inbox> {
+        Arc::clone(&self.shared.inbox)
+    }
+
     /// Name of the model that this engine serves.
     pub fn name(&self) -> &str {
         &self.shared.name

@@ -51,6 +51,7 @@ impl Mailbox {
     }
 
     /// The next event, if one is waiting.
+    #[cfg(test)]
     pub(crate) fn take(&self) -> Option<Event> {
         self.lock().events.pop_front()
     }

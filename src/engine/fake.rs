@@ -1,0 +1,243 @@
+//! The tests' own model: its logits are a function of the tokens that it finds through its paged cache.
+//!
+//! A second implementation of the [`Model`] seam, small enough to run by the thousand. It knows nothing of a sequence
+//! but its block table, so an error in tables, copies, prefix hits or recomputation shows as wrong text.
+
+use std::time::Duration;
+
+use millgate_models::text::{ChatTemplate, ModelText, Tokenizer};
+use millgate_models::{BLOCK_TOKENS, Batch, ForwardError, Model, ModelSpec, PAD_SLOT, SequenceSpan};
+
+/// Sizes and manners of a [`FakeModel`].
+#[derive(Debug, Clone)]
+pub struct FakeOptions {
+    /// Blocks of the cache.
+    pub num_blocks: usize,
+    /// Longest sequence, in tokens.
+    pub context_window: usize,
+    /// Most tokens in a batch.
+    pub max_step_tokens: usize,
+    /// Most output rows in a batch.
+    pub max_output_rows: usize,
+    /// Logit of the end token; letters have -2 to 6. Minus infinity: answers never end by themselves.
+    pub end_logit: f32,
+    /// Time that every step takes at least.
+    pub step_delay: Duration,
+}
+
+impl Default for FakeOptions {
+    /// Room for 64 sequences; answers end by themselves after some dozens of tokens.
+    fn default() -> Self {
+        Self {
+            num_blocks: 512,
+            context_window: 2048,
+            max_step_tokens: 512,
+            max_output_rows: 64,
+            end_logit: 3.0,
+            step_delay: Duration::ZERO,
+        }
+    }
+}
+
+/// What a cache slot holds: a token and its position.
+type Cell = Option<(u32, u32)>;
+
+/// A model without weights.
+#[derive(Debug)]
+pub struct FakeModel {
+    spec: ModelSpec,
+    options: FakeOptions,
+    cells: Vec<Cell>,
+    logits: Vec<f32>,
+}
+
+impl FakeModel {
+    /// Ends an answer.
+    pub const END_TOKEN: u32 = 256;
+    /// As the last token of a context it makes the logits NaN.
+    pub const NAN_TOKEN: u32 = 270;
+    /// Anywhere in a batch it makes the forward pass fail.
+    pub const ERROR_TOKEN: u32 = 271;
+    /// Anywhere in a batch it makes the forward pass panic.
+    pub const PANIC_TOKEN: u32 = 272;
+    /// Rows of logits; more than the tokenizer has tokens, as in real models.
+    pub const VOCAB_SIZE: usize = 288;
+
+    /// A model with an empty cache.
+    pub fn new(options: FakeOptions) -> Self {
+        let spec = ModelSpec {
+            architecture: "fake".to_owned(),
+            vocab_size: Self::VOCAB_SIZE,
+            context_window: options.context_window,
+            num_layers: 1,
+            kv_bytes_per_block: BLOCK_TOKENS * size_of::<Cell>(),
+            num_blocks: options.num_blocks,
+            max_step_tokens: options.max_step_tokens,
+            max_output_rows: options.max_output_rows,
+            parameters: 0,
+            weight_bytes: 0,
+        };
+        Self { spec, cells: vec![None; options.num_blocks * BLOCK_TOKENS], options, logits: Vec::new() }
+    }
+
+    /// The tokenizer that goes with the model: ids 0 to 255 are bytes, then three control tokens.
+    pub fn text() -> ModelText {
+        let tokenizer = Tokenizer::from_json(tokenizer_json().to_string().as_bytes())
+            .expect("the tokenizer is a constant, and the tests load it");
+        let template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>";
+        let chat_template = ChatTemplate::new(template, None, None).expect("the template is a constant");
+        ModelText { tokenizer, chat_template: Some(chat_template), end_tokens: vec![Self::END_TOKEN] }
+    }
+
+    /// The logits after a context, computed without any cache: what the model must give when all books are right.
+    pub fn logits_after(context: &[u32], end_logit: f32) -> Vec<f32> {
+        let cells = (0..).zip(context).map(|(position, &token)| Some((token, position)));
+        let mut logits = Vec::new();
+        append_logits(context_hash(cells), context.last().copied(), end_logit, &mut logits);
+        logits
+    }
+
+    fn cell(&self, span: &SequenceSpan, tables: &[u32], position: u32) -> Cell {
+        let (block, offset) = (position as usize / BLOCK_TOKENS, position as usize % BLOCK_TOKENS);
+        self.cells[tables[span.table_start as usize + block] as usize * BLOCK_TOKENS + offset]
+    }
+}
+
+impl Model for FakeModel {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
+        batch.check(&self.spec)?;
+        std::thread::sleep(self.options.step_delay);
+        if batch.tokens.contains(&Self::ERROR_TOKEN) {
+            return Err(ForwardError::Batch { what: "token that fails on purpose", found: 1, limit: 0 });
+        }
+        assert!(!batch.tokens.contains(&Self::PANIC_TOKEN), "this token panics on purpose");
+        let mut written = std::collections::HashSet::new();
+        for ((&slot, &token), &position) in batch.slots.iter().zip(&batch.tokens).zip(&batch.positions) {
+            if slot != PAD_SLOT {
+                assert!(written.insert(slot), "two tokens of one batch share slot {slot}");
+                self.cells[slot as usize] = Some((token, position));
+            }
+        }
+        let mut logits = std::mem::take(&mut self.logits);
+        logits.clear();
+        for &row in &batch.output_rows {
+            let span = batch.sequences.iter().find(|span| row - span.query_start.min(row) < span.query_len);
+            let span = span.ok_or(ForwardError::Batch { what: "sequence of a row", found: row as usize, limit: 0 })?;
+            let position = batch.positions[row as usize];
+            let cells = (0..=position).map(|position| self.cell(span, &batch.tables, position));
+            let last = batch.tokens[row as usize];
+            append_logits(context_hash(cells), Some(last), self.options.end_logit, &mut logits);
+        }
+        self.logits = logits;
+        Ok(&self.logits)
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        let from = from as usize * BLOCK_TOKENS;
+        self.cells.copy_within(from..from + BLOCK_TOKENS, to as usize * BLOCK_TOKENS);
+    }
+}
+
+/// A number that depends on every token and on its being where it belongs.
+fn context_hash(cells: impl Iterator<Item = Cell>) -> u64 {
+    (0_u32..).zip(cells).fold(0, |hash, (position, cell)| match cell {
+        Some((token, at)) if at == position => mix(hash ^ u64::from(token)),
+        // A slot that was never written, or holds another position: the answer goes wrong visibly.
+        _ => mix(!hash),
+    })
+}
+
+fn append_logits(hash: u64, last: Option<u32>, end_logit: f32, logits: &mut Vec<f32>) {
+    if last == Some(FakeModel::NAN_TOKEN) {
+        logits.extend([f32::NAN; FakeModel::VOCAB_SIZE]);
+        return;
+    }
+    for token in 0..FakeModel::VOCAB_SIZE as u32 {
+        let noise = (mix(hash ^ u64::from(token) << 32) >> 40) as f32 / (1_u32 << 24) as f32 * 8.0;
+        logits.push(match token {
+            FakeModel::END_TOKEN => end_logit,
+            // Space and small letters are likely; bytes of longer characters come up now and then.
+            0x20 | 0x61..=0x7a => noise - 2.0,
+            0xc3 | 0xa4..=0xbc => noise - 4.0,
+            0..=255 => noise - 7.0,
+            _ => f32::NEG_INFINITY,
+        });
+    }
+}
+
+/// The finaliser of SplitMix64: every input bit reaches every output bit.
+fn mix(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    word ^ (word >> 31)
+}
+
+fn tokenizer_json() -> serde_json::Value {
+    // The usual spelling of bytes as characters: printable ones stand for themselves, the rest is moved to U+0100 up.
+    let is_plain = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut moved = 0x100..;
+    let mut spell = |byte: u32| if is_plain(byte) { Some(byte) } else { moved.next() }.and_then(char::from_u32);
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        (0..256).filter_map(|byte| Some((spell(byte)?.to_string(), byte.into()))).collect();
+    let added = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"];
+    let added: Vec<serde_json::Value> = (256..)
+        .zip(added)
+        .map(|(id, content)| {
+            serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false })
+        })
+        .collect();
+    let byte_level = serde_json::json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
+        "use_regex": false });
+    serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tokenizer_spells_every_byte() {
+        let text = FakeModel::text();
+        let sample = "Grüße, 漢字 \n\u{7f}";
+        let ids = text.tokenizer.encode(sample).unwrap();
+        assert_eq!(ids, sample.bytes().map(u32::from).collect::<Vec<_>>());
+        assert_eq!(text.tokenizer.decode(&ids, true), sample);
+        assert_eq!(text.tokenizer.encode_rendered("<|user|>a").unwrap(), [257, 97]);
+        assert_eq!(text.tokenizer.token_id("<|end|>"), Some(FakeModel::END_TOKEN));
+    }
+
+    #[test]
+    fn a_slot_with_the_wrong_content_changes_the_answer() {
+        let mut model = FakeModel::new(FakeOptions::default());
+        let mut batch = Batch {
+            tokens: vec![5, 6, 7],
+            positions: vec![0, 1, 2],
+            slots: vec![0, 1, 2],
+            sequences: vec![SequenceSpan {
+                query_start: 0,
+                query_len: 3,
+                context_len: 3,
+                table_start: 0,
+                table_len: 1,
+            }],
+            tables: vec![0],
+            output_rows: vec![2],
+        };
+        assert_eq!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], 3.0));
+        batch.tables = vec![1];
+        assert_ne!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], 3.0));
+        model.copy_block(0, 1);
+        assert_eq!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], 3.0));
+    }
+}

@@ -1,0 +1,81 @@
+//! One sequence: the tokens that are known, how many of them are computed, and the blocks that hold those.
+
+use millgate_models::BLOCK_TOKENS;
+
+use super::prefix_cache::BlockHash;
+
+/// Names a sequence: its request's serial number and its choice.
+///
+/// The order is the order of arrival, so that it decides who came first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SequenceId {
+    pub(crate) request: u64,
+    pub(crate) choice: u32,
+}
+
+/// A sequence is `known` tokens of which the first `computed` are in the cache; a step computes some of the rest.
+/// Prefill, decode, recompute after preemption and a cached prefix are all this one case.
+#[derive(Debug, Clone)]
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    /// Prompt and completion so far.
+    pub(crate) known: Vec<u32>,
+    pub(crate) prompt_len: usize,
+    /// INVARIANT: below `known.len()` between steps: the last token's logits are wanted again or for the first time.
+    pub(crate) computed: usize,
+    /// Holds `computed` tokens at least.
+    pub(crate) table: Vec<u32>,
+    /// Prefix hashes of full blocks of `known`, as far as they were needed.
+    pub(crate) hashes: Vec<BlockHash>,
+    /// Blocks at the beginning of the table that were offered to the prefix cache.
+    pub(crate) published: usize,
+    /// Prompt positions from here to the last but one have output rows of their own; `prompt_len` for none.
+    pub(crate) score_from: usize,
+    /// Whether the prompt was computed and every choice has a sequence of its own.
+    pub(crate) has_forked: bool,
+}
+
+impl Sequence {
+    pub(crate) fn new(id: SequenceId, prompt: Vec<u32>, wants_prompt_scores: bool) -> Self {
+        let prompt_len = prompt.len();
+        let score_from = if wants_prompt_scores { 0 } else { prompt_len };
+        Self {
+            id,
+            known: prompt,
+            prompt_len,
+            computed: 0,
+            table: Vec::new(),
+            hashes: Vec::new(),
+            published: 0,
+            score_from,
+            has_forked: false,
+        }
+    }
+
+    /// Known tokens that are not computed.
+    pub(crate) fn pending(&self) -> usize {
+        self.known.len() - self.computed
+    }
+
+    /// The completion so far.
+    pub(crate) fn output(&self) -> &[u32] {
+        &self.known[self.prompt_len..]
+    }
+
+    /// Blocks that all known tokens need.
+    pub(crate) fn blocks_needed(&self) -> usize {
+        self.known.len().div_ceil(BLOCK_TOKENS)
+    }
+
+    /// Whether the cache may serve this sequence: not when the logits of its prompt are wanted.
+    pub(crate) fn may_reuse(&self) -> bool {
+        self.score_from >= self.prompt_len
+    }
+
+    /// Positions in `first..first + count` whose logits score the prompt token after them.
+    pub(crate) fn score_positions(&self, first: usize, count: usize) -> std::ops::Range<usize> {
+        let end = (first + count).min(self.prompt_len.saturating_sub(1));
+        let start = first.max(self.score_from);
+        start..end.max(start)
+    }
+}

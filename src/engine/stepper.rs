@@ -1,0 +1,427 @@
+//! The engine without its thread: takes requests in, computes one step at a time, and sends each request its events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use millgate_models::text::ModelText;
+use millgate_models::{BLOCK_TOKENS, Model};
+use tracing::{debug, error};
+use uuid::Uuid;
+
+use super::config::Config;
+use super::generation::Generation;
+use super::handle::{EngineSpec, EngineTotals};
+use super::inbox::{Inbox, Submission};
+use super::pace::Pace;
+use super::prefix_cache::PrefixHasher;
+use super::request::{Failure, FinishReason, TokenLogprob};
+use super::runner::{ItemRows, Logits, Runner};
+use super::sampler::{Row, SampleError, Sampler, Scores};
+use super::scheduler::{Item, Limits, Scheduler, Terms};
+use super::sequence::{Sequence, SequenceId};
+
+/// Forward passes that fail one after the other before the engine calls itself unhealthy.
+const MAX_FAILED_STEPS: u32 = 3;
+
+/// Everything the engine thread owns.
+pub(crate) struct Stepper {
+    name: String,
+    text: ModelText,
+    config: Config,
+    spec: EngineSpec,
+    inbox: Arc<Inbox>,
+    runner: Runner,
+    scheduler: Scheduler,
+    sampler: Sampler,
+    pace: Pace,
+    generations: BTreeMap<u64, Generation>,
+    totals: EngineTotals,
+    last_finish: Option<Instant>,
+    failed_steps: u32,
+}
+
+/// What came of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Sequences that computed one token, and tokens of longer chunks.
+    Worked { decode_rows: usize, prefill_tokens: usize },
+    /// Nothing could be computed; something may by this time, if any.
+    Idle { until: Option<Instant> },
+}
+
+impl Stepper {
+    pub(crate) fn new(name: &str, model: Box<dyn Model>, text: ModelText, config: Config, inbox: Arc<Inbox>) -> Self {
+        let facts = model.spec();
+        let max_running = config.max_running.unwrap_or(facts.max_output_rows).clamp(1, facts.max_output_rows.max(1));
+        let limits = Limits {
+            num_blocks: facts.num_blocks,
+            max_step_tokens: facts.max_step_tokens,
+            max_output_rows: facts.max_output_rows,
+            max_running,
+        };
+        let spec = EngineSpec {
+            context_window: facts.context_window,
+            vocab_size: facts.vocab_size,
+            cache_tokens: facts.num_blocks * BLOCK_TOKENS,
+            max_running,
+            max_queue_requests: config.max_queue_requests,
+            max_queue_tokens: config.max_queue_tokens,
+        };
+        let revision = format!(
+            "{name}\n{}\n{}\n{} layers, {} bytes a block",
+            facts.architecture, config.revision, facts.num_layers, facts.kv_bytes_per_block
+        );
+        let hasher = config.prefix_cache.then(|| PrefixHasher::new(&revision, config.shared_prefixes.clone()));
+        Self {
+            name: name.to_owned(),
+            text,
+            spec,
+            inbox,
+            runner: Runner::new(model),
+            scheduler: Scheduler::new(limits, hasher),
+            sampler: Sampler::default(),
+            pace: Pace::default(),
+            generations: BTreeMap::new(),
+            totals: EngineTotals::default(),
+            last_finish: None,
+            failed_steps: 0,
+            config,
+        }
+    }
+
+    pub(crate) fn spec(&self) -> &EngineSpec {
+        &self.spec
+    }
+
+    /// Puts a new request in line.
+    pub(crate) fn accept(&mut self, submission: Submission, now: Instant) {
+        let Submission { serial, request, mailbox } = submission;
+        // The last token sampled is never computed, so it needs no place in the cache.
+        let room = (self.spec.context_window.min(self.spec.cache_tokens)).saturating_sub(request.prompt.len());
+        let generation = Generation::new(&request, mailbox, &self.text, room, now);
+        let terms = Terms {
+            choices: request.choices,
+            allowance: u64::from(request.allowance),
+            draws_tokens: generation.max_tokens > 0,
+            priority: request.priority,
+            salt: request.cache_salt,
+        };
+        let id = SequenceId { request: serial, choice: 0 };
+        debug!(request.id = %request.id.0, flow = request.flow.0, weight = request.weight, priority = request.priority,
+            "request with {} prompt tokens enters the queue", request.prompt.len());
+        self.scheduler.add(terms, Sequence::new(id, request.prompt, request.prompt_logprobs.is_some()));
+        self.generations.insert(serial, generation);
+    }
+
+    /// Does what the readers asked for since the last step, and ends what has stood or waited too long.
+    pub(crate) fn heed_wishes(&mut self, now: Instant) {
+        let serials: Vec<u64> = self.generations.keys().copied().collect();
+        for serial in serials {
+            let generation = self.generations.get_mut(&serial).expect("only this loop removes requests");
+            if generation.mailbox.is_cancelled() {
+                self.close(serial, Some(Failure::Cancelled), now);
+                continue;
+            }
+            let granted = generation.take_grant();
+            self.scheduler.grant(serial, granted);
+            let is_late = |since: Instant, limit| now.saturating_duration_since(since) >= limit;
+            let has_parked_too_long =
+                generation.parked_since.is_some_and(|since| is_late(since, self.config.park_timeout));
+            if generation.mailbox.is_ended_for_limit() || has_parked_too_long {
+                generation.finish_all(FinishReason::Allowance);
+                self.close(serial, None, now);
+            } else if generation.is_queued && is_late(generation.arrived, self.config.queue_timeout) {
+                self.close(serial, Some(Failure::Deadline), now);
+            } else if self.scheduler.is_parked(serial) {
+                generation.park(now);
+                generation.flush();
+            }
+        }
+    }
+
+    /// Computes one step and sends the events that come of it.
+    pub(crate) fn step(&mut self, now: Instant) -> Step {
+        let (max_step, floor) = (self.config.max_step, self.config.min_prefill_tokens);
+        let prefill = self.pace.prefill_tokens(self.scheduler.running_len(), max_step, floor, usize::MAX);
+        let plan = self.scheduler.plan(prefill);
+        for &(id, cached) in &plan.admitted {
+            self.book_admission(id, cached);
+        }
+        if plan.items.is_empty() {
+            return Step::Idle { until: self.next_deadline() };
+        }
+        let (logits, rows) = match self.runner.run(&plan, &self.scheduler) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                let message = format!("step of `{}` failed: {}", self.name, chain(&failure));
+                self.fail_step(&plan.items, &message, now);
+                return Step::Worked { decode_rows: 0, prefill_tokens: 0 };
+            }
+        };
+        self.failed_steps = 0;
+        self.scheduler.complete(&plan.items);
+        let mut desk = Desk {
+            text: &self.text,
+            scheduler: &mut self.scheduler,
+            sampler: &mut self.sampler,
+            totals: &mut self.totals,
+        };
+        let mut ended: Vec<(u64, Option<SampleError>)> = Vec::new();
+        for (item, rows) in plan.items.iter().zip(&rows) {
+            let generation = self.generations.get_mut(&item.id.request).expect("planned requests are open");
+            match desk.settle(item, rows, &logits, generation) {
+                Err(broken) => ended.push((item.id.request, Some(broken))),
+                Ok(()) if generation.is_finished() => ended.push((item.id.request, None)),
+                Ok(()) => {}
+            }
+        }
+        self.send(&plan.items, ended, now);
+        self.totals.steps += 1;
+        let decode_rows = plan.items.iter().filter(|item| item.count == 1).count();
+        let all: usize = plan.items.iter().map(|item| item.count).sum();
+        self.totals.computed_tokens += all as u64;
+        Step::Worked { decode_rows, prefill_tokens: all - decode_rows }
+    }
+
+    /// Takes in how long a step took, for the pace and the figures.
+    pub(crate) fn observe(&mut self, step: Step, took: std::time::Duration) {
+        if let Step::Worked { decode_rows, prefill_tokens } = step {
+            self.totals.step_time += took;
+            if decode_rows + prefill_tokens > 0 {
+                self.pace.observe(decode_rows, prefill_tokens, took);
+            }
+        }
+        self.publish();
+    }
+
+    /// Shows the present figures to the handles.
+    pub(crate) fn publish(&mut self) {
+        self.totals.running = self.scheduler.running_len();
+        self.totals.waiting = self.scheduler.waiting_len();
+        self.totals.parked = self.generations.values().filter(|generation| generation.parked_since.is_some()).count();
+        self.totals.blocks = self.scheduler.block_counts();
+        self.totals.preemptions = self.scheduler.preemptions();
+        self.inbox.publish(self.totals, self.pace.retry_after());
+    }
+
+    /// Compares all books and reports the first disagreement as a fault.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.scheduler.check()?;
+        let blocks = self.scheduler.block_counts();
+        if self.generations.is_empty() && blocks.owned > 0 {
+            return Err(format!("{} blocks are owned and no request is open", blocks.owned));
+        }
+        Ok(())
+    }
+
+    fn book_admission(&mut self, id: SequenceId, cached: usize) {
+        let Some(generation) = self.generations.get_mut(&id.request) else { return };
+        if !std::mem::replace(&mut generation.is_queued, false) {
+            return;
+        }
+        self.inbox.left_queue(generation.prompt_len);
+        let counted = generation.count_prompt(cached);
+        generation.usage.cached_tokens = counted;
+        self.totals.cached_tokens += u64::from(counted);
+        self.totals.prompt_tokens += u64::from(counted);
+    }
+
+    /// Sends each request of a step its events; those that ended get their terminal one.
+    fn send(&mut self, items: &[Item], ended: Vec<(u64, Option<SampleError>)>, now: Instant) {
+        for (serial, broken) in ended {
+            match broken {
+                None => self.close(serial, None, now),
+                Some(broken) => self.fail(serial, &format!("`{}` gives no next token: {broken}", self.name), now),
+            }
+        }
+        for item in items {
+            let Some(generation) = self.generations.get_mut(&item.id.request) else { continue };
+            if generation.has_started {
+                generation.warn_if_low(self.scheduler.allowance(item.id.request));
+            }
+            if self.scheduler.is_parked(item.id.request) {
+                generation.park(now);
+            }
+            generation.flush();
+        }
+    }
+
+    fn fail_step(&mut self, items: &[Item], message: &str, now: Instant) {
+        self.failed_steps += 1;
+        if self.failed_steps >= MAX_FAILED_STEPS {
+            self.inbox.report_fault(format!("{} steps failed in a row", self.failed_steps));
+        }
+        let mut serials: Vec<u64> = items.iter().map(|item| item.id.request).collect();
+        serials.dedup();
+        for serial in serials {
+            self.fail(serial, message, now);
+        }
+    }
+
+    /// Ends a request by our own fault, with a line in the log that the reader's reference leads to.
+    fn fail(&mut self, serial: u64, message: &str, now: Instant) {
+        let Some(generation) = self.generations.get(&serial) else { return };
+        let reference = Uuid::new_v4();
+        error!(request.id = %generation.id.0, error.id = %reference, "{message}");
+        self.close(serial, Some(Failure::Internal(reference)), now);
+    }
+
+    /// Ends a request: frees its blocks and sends the terminal event.
+    fn close(&mut self, serial: u64, failure: Option<Failure>, now: Instant) {
+        let Some(mut generation) = self.generations.remove(&serial) else { return };
+        self.scheduler.remove_request(serial);
+        if generation.is_queued {
+            self.inbox.left_queue(generation.prompt_len);
+        }
+        match failure {
+            None => self.totals.requests_done += 1,
+            Some(_) => self.totals.requests_failed += 1,
+        }
+        if let Some(last) = self.last_finish.replace(now) {
+            self.pace.observe_finish(now.saturating_duration_since(last));
+        }
+        // First the figures: who has seen the end of a request finds it counted.
+        self.publish();
+        generation.close(failure);
+        self.inbox.closed(serial);
+    }
+
+    /// When something must be looked at although nothing can be computed.
+    fn next_deadline(&self) -> Option<Instant> {
+        let deadline = |generation: &Generation| {
+            let park = generation.parked_since.map(|since| since + self.config.park_timeout);
+            let queue = generation.is_queued.then(|| generation.arrived + self.config.queue_timeout);
+            park.into_iter().chain(queue).min()
+        };
+        self.generations.values().filter_map(deadline).min()
+    }
+}
+
+/// Settles the rows of one step, sequence by sequence.
+struct Desk<'a> {
+    text: &'a ModelText,
+    scheduler: &'a mut Scheduler,
+    sampler: &'a mut Sampler,
+    totals: &'a mut EngineTotals,
+}
+
+impl Desk<'_> {
+    /// Books what an item computed, and draws the tokens that follow from it.
+    fn settle(
+        &mut self,
+        item: &Item,
+        rows: &ItemRows,
+        logits: &Logits<'_>,
+        generation: &mut Generation,
+    ) -> Result<(), SampleError> {
+        let computed = item.first + item.count;
+        self.totals.prompt_tokens += u64::from(generation.count_prompt(computed));
+        self.score_prompt(item, rows, logits, generation)?;
+        if generation.has_started {
+            if item.draws > 0 {
+                self.draw(item.id, logits.row(rows.draw_row()), generation)?;
+            }
+            return Ok(());
+        }
+        if computed < generation.prompt_len {
+            return Ok(());
+        }
+        generation.start();
+        if generation.max_tokens == 0 {
+            generation.finish_all(FinishReason::Length);
+            return Ok(());
+        }
+        self.scheduler.fork(item.id.request);
+        for choice in 0..u32::try_from(generation.choices.len()).expect("choices are counted in 32 bits") {
+            let id = SequenceId { choice, ..item.id };
+            if choice < item.draws {
+                self.draw(id, logits.row(rows.draw_row()), generation)?;
+            } else {
+                // The allowance did not reach this far: the row is computed again when there is more.
+                self.scheduler.roll_back(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Draws the next token of a choice, and ends the choice where it must.
+    fn draw(&mut self, id: SequenceId, logits: &[f32], generation: &mut Generation) -> Result<(), SampleError> {
+        let sequence = self.scheduler.sequence(id).expect("sequences of an open choice live");
+        let choice = &mut generation.choices[id.choice as usize];
+        let may_end = choice.sampled >= generation.min_tokens;
+        let forbidden: &[u32] = if may_end || generation.ignore_eos { &[] } else { &self.text.end_tokens };
+        let drawn = self.sampler.draw(&Row {
+            logits,
+            params: &generation.sampling,
+            prompt: &sequence.known[..sequence.prompt_len],
+            output: sequence.output(),
+            choice: id.choice,
+            forbidden,
+        })?;
+        self.scheduler.append(id, drawn.token);
+        generation.usage.completion_tokens += 1;
+        self.totals.completion_tokens += 1;
+        choice.sampled += 1;
+        let is_end = !generation.ignore_eos && self.text.end_tokens.contains(&drawn.token);
+        let mut has_hit_stop_string = false;
+        if !is_end {
+            let logprob = drawn.scores.map(|scores| self.spell(drawn.token, scores));
+            let may_stop = choice.sampled >= generation.min_tokens;
+            let (output, is_stopped) = choice.transcript.push(drawn.token, logprob, may_stop);
+            has_hit_stop_string = is_stopped;
+            generation.write(id.choice, output);
+        }
+        let is_full = generation.choices[id.choice as usize].sampled >= generation.max_tokens;
+        if is_end || has_hit_stop_string || is_full {
+            let reason = if is_end || has_hit_stop_string { FinishReason::Stop } else { FinishReason::Length };
+            generation.finish(id.choice, reason, has_hit_stop_string);
+            self.scheduler.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Keeps the log probabilities of the prompt tokens that this step's rows predict.
+    fn score_prompt(
+        &mut self,
+        item: &Item,
+        rows: &ItemRows,
+        logits: &Logits<'_>,
+        generation: &mut Generation,
+    ) -> Result<(), SampleError> {
+        let Some(top) = generation.prompt_top else { return Ok(()) };
+        if generation.prompt_logprobs.is_empty() {
+            generation.prompt_logprobs.push(None);
+        }
+        for (row, position) in (rows.first_row..).zip(rows.scored.clone()) {
+            let sequence = self.scheduler.sequence(item.id).expect("planned sequences live");
+            let token = sequence.known[position + 1];
+            let scores = self.sampler.score(logits.row(row), token, top)?;
+            generation.prompt_logprobs.push(Some(self.spell(token, scores)));
+        }
+        self.scheduler.scored(item.id, rows.scored.end);
+        Ok(())
+    }
+
+    fn spell(&self, token: u32, scores: Scores) -> TokenLogprob {
+        let bytes = |token| self.text.tokenizer.token_bytes(token).unwrap_or_default().to_vec();
+        let top = scores.top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect();
+        TokenLogprob { token, bytes: bytes(token), logprob: scores.logprob, top }
+    }
+}
+
+/// An error with everything that caused it, in one line for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        line.push_str(": ");
+        line.push_str(&source.to_string());
+        cause = source.source();
+    }
+    line
+}
+
+#[cfg(test)]
+#[path = "stepper_tests.rs"]
+mod tests;
