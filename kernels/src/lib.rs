@@ -2,7 +2,7 @@
 //!
 //! This file is the list of operations. Each one checks its shapes, then hands rows to the implementation
 //! picked once for this machine (see [`Level`]). The plain scalar version of every operation, its specification,
-//! is in [`reference`].
+//! is in [`mod@reference`].
 //!
 //! | operation | what it does |
 //! |---|---|

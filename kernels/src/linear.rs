@@ -1,6 +1,6 @@
 //! `y = x · wᵀ + bias`, the operation most of the time goes to.
 //!
-//! Activations are laid out once ([`crate::cpu::XPacking`]), then panels of outputs are shared among the threads. Few
+//! Activations are laid out once ([`crate::cpu::pack_activations`]), then panels of outputs are shared among the threads. Few
 //! rows: every panel is read from memory once, as fast as memory goes. Many rows: a group of panels stays in the
 //! second-level cache while all rows pass over it.
 

@@ -14,6 +14,7 @@ pub(crate) enum XPacking {
     /// The same, rounded to bf16, `cols` padded to even.
     Bf16AsF32,
     /// `[cols / 2][m]` pairs of bf16.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for bf16 dot products of x86"))]
     Bf16Pairs,
     /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, two times `[m]` of format-dependent sums.
     Bytes,
@@ -42,6 +43,7 @@ pub(crate) struct TileInput {
     /// First panel.
     pub(crate) panel: *const u8,
     /// Bytes from one panel to the next.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels take one panel"))]
     pub(crate) panel_bytes: usize,
     /// Panels to multiply with, 1 or 2; never more than [`Kernel::panels_at_once`] allows.
     pub(crate) panels: usize,

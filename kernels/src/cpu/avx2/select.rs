@@ -3,8 +3,8 @@
 use super::dense::{self, Bf16, F16, F32, Weights};
 use super::quantised::{self, number};
 use crate::WeightFormat;
-use crate::cpu::tile::TileFn;
-use crate::cpu::{Kernel, Out, StridedTile, TileInput, XPacking};
+use crate::cpu::tile::{TileFn, XPacking};
+use crate::cpu::{Kernel, Out, StridedTile, TileInput};
 
 const DENSE_ROW_COUNTS: &[usize] = &[1, 2, 4, 6];
 /// A run's weights take half of the registers.

@@ -34,7 +34,6 @@ pub(super) struct Bf16Wide;
 /// bf16 weights in bf16 dot products.
 pub(super) struct Bf16Dot;
 
-// SAFETY (all of the methods below): loads and intrinsics are covered by the trait's contract.
 impl Weights for F32 {
     type Loaded = __m512;
     const INPUTS: usize = 1;

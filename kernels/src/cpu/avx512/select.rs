@@ -3,8 +3,8 @@
 use super::dense::{self, Bf16Dot, Bf16Wide, F16, F32, Weights};
 use super::quantised::{self, Format, Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use crate::WeightFormat;
-use crate::cpu::tile::TileFn;
-use crate::cpu::{Kernel, Out, StridedTile, TileInput, XPacking};
+use crate::cpu::tile::{TileFn, XPacking};
+use crate::cpu::{Kernel, Out, StridedTile, TileInput};
 
 /// Dense: twelve rows times two registers of outputs leave room for the weights. Quantised: twelve sums, six integer sums
 /// and a run's eight registers of weights.
