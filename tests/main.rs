@@ -1,5 +1,12 @@
 //! The one test binary.
 
+mod api_access;
+mod api_admin;
+mod api_clients;
+mod api_hostile;
+mod api_inference;
+mod api_life;
+mod api_limits;
 mod cli;
 mod governance;
 mod governance_accounts;
@@ -7,4 +14,5 @@ mod governance_crash;
 mod governance_house;
 mod source_text;
 mod store_contract;
+mod support;
 mod tidy;

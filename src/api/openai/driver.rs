@@ -14,6 +14,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::wire;
+use super::writer::finish_word;
 use crate::api::error::{ApiError, Kind};
 use crate::api::limits::denied_detail;
 use crate::engine::{Event, EventStream, Failure, FinishReason, TokenLogprob, TokenUsage};
@@ -298,6 +299,9 @@ impl Course {
             (Outcome::Completed | Outcome::ReaderGone, Ok(())) => {
                 metrics.ledger_committed(asked.elapsed());
                 count_charged(metrics, model, &usage);
+                if status != Status::Aborted {
+                    reasons.iter().for_each(|reason| metrics.choice_finished(model, finish_word(*reason)));
+                }
                 Output::Finished(Finished { usage: shown(&usage), limit: limit.filter(|_| is_cut), reasons })
             }
         };

@@ -16,11 +16,14 @@ pub(crate) async fn list_models(
     Extension(principal): Extension<Principal>,
     path: Option<Path<String>>,
     headers: HeaderMap,
-) -> Response {
+) -> Result<Response, ApiError> {
     let only = path.map(|Path(name)| name);
+    if only.as_deref().is_some_and(|only| !principal.policy.allows(only)) {
+        return Err(ApiError::not_found("Model"));
+    }
     let names = principal.policy.models().filter(|name| only.as_deref().is_none_or(|only| only == *name));
     let data: Vec<Value> = names.filter_map(|name| api.models.get(name)).map(|model| card(&model, &headers)).collect();
-    json_response(StatusCode::OK, &json!({"object": "list", "data": data}))
+    Ok(json_response(StatusCode::OK, &json!({"object": "list", "data": data})))
 }
 
 /// `GET /v1/models/{id}`; a model of another tier does not exist for the caller.
