@@ -60,12 +60,10 @@ pub(crate) struct Builder {
 /// A server that runs for one test.
 pub(crate) struct TestApp {
     pub(crate) address: SocketAddr,
-    pub(crate) api: Api,
     pub(crate) governor: Governor,
     pub(crate) records: Arc<SqliteRecords>,
     pub(crate) engine: EngineHandle,
     pub(crate) lifecycle: Arc<Lifecycle>,
-    pub(crate) metrics: Arc<Metrics>,
     clock: Option<Arc<ManualClock>>,
     users: AtomicU32,
     stop: CancellationToken,
@@ -149,14 +147,13 @@ impl Builder {
             models.put(served(name, &spawn_fake(name, &self.fake, &self.engine)));
         }
         let lifecycle = Arc::new(Lifecycle::default());
-        let metrics = Arc::new(Metrics::new());
         let api_config = self.api.clone();
         let api = Api::new(ApiParts {
             governor: governor.clone(),
             models,
             config: self.api,
             clock,
-            metrics: metrics.clone(),
+            metrics: Arc::new(Metrics::new()),
             lifecycle: lifecycle.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -167,12 +164,10 @@ impl Builder {
         lifecycle.set_ready();
         TestApp {
             address,
-            api,
             governor,
             records,
             engine,
             lifecycle,
-            metrics,
             clock: manual,
             users: AtomicU32::new(0),
             stop,
