@@ -1,0 +1,7 @@
+//! The program itself, started as a user starts it: the bundled model, real sockets, real signals.
+
+mod crash;
+mod hostile_models;
+mod parallel;
+mod server;
+mod stop;

@@ -1,0 +1,162 @@
+//! Starts `millgate serve` as a child process and talks to it over HTTP.
+
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+
+/// The administrator's key of every server started here.
+pub(super) const ADMIN_KEY: &str = "bootstrap-secret-only-for-tests";
+/// Longest wait for a start or an end; a loaded machine may need most of it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A running server; killed when dropped.
+pub(super) struct ServerProcess {
+    child: Child,
+    url: String,
+    client: reqwest::Client,
+    output: mpsc::UnboundedReceiver<String>,
+}
+
+/// A whole answer to a generation.
+pub(super) struct Answer {
+    pub(super) request_id: String,
+    pub(super) body: Value,
+}
+
+impl ServerProcess {
+    /// Starts a server on a free port with its data in `data_dir` and waits until it is ready.
+    pub(super) async fn start(data_dir: &Path, arguments: &[&str]) -> Self {
+        let mut child = serve_command(data_dir, arguments).spawn().expect("the binary was built with the tests");
+        let (sender, mut output) = mpsc::unbounded_channel();
+        follow(child.stdout.take().expect("stdout is piped"), sender.clone());
+        follow(child.stderr.take().expect("stderr is piped"), sender);
+        let mut seen = String::new();
+        let url = loop {
+            let line = tokio::time::timeout(PATIENCE, output.recv()).await.expect("the start takes no minutes");
+            let Some(line) = line else { panic!("the server ended before it listened:\n{seen}") };
+            seen.push_str(&line);
+            seen.push('\n');
+            if let Some(url) = address_in(&line) {
+                break url;
+            }
+        };
+        // The bundled root certificates need a provider; plain HTTP uses none, but the client wants one installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().build().expect("a plain client builds");
+        let server = Self { child, url, client, output };
+        server.wait_until_ready().await;
+        server
+    }
+
+    async fn wait_until_ready(&self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let reply = self.client.get(format!("{}/readyz", self.url)).send().await;
+            if reply.is_ok_and(|reply| reply.status() == 200) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the server never became ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A request with the administrator's key.
+    pub(super) fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.client.post(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY).json(body)
+    }
+
+    /// A request with the administrator's key.
+    pub(super) fn get(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.get(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY)
+    }
+
+    /// A chat answer that must succeed.
+    pub(super) async fn chat(&self, body: &Value) -> Answer {
+        let reply = self.post("/v1/chat/completions", body).send().await.expect("the server answers");
+        let status = reply.status();
+        let request_id = reply.headers()["x-millgate-request-id"].to_str().expect("ids are ASCII").to_owned();
+        let body: Value = reply.json().await.expect("answers are JSON");
+        assert_eq!(status, 200, "{body}");
+        Answer { request_id, body }
+    }
+
+    /// Sends a signal by its number.
+    pub(super) async fn signal(&self, signal: &str) {
+        let id = self.child.id().expect("the server runs").to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().await.expect("`kill` is on every Debian machine");
+        assert!(sent.success(), "kill {signal} {id}");
+    }
+
+    /// Waits for the end after a signal.
+    pub(super) async fn ended(&mut self) -> ExitStatus {
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("the server ends within its drain time").expect("a child can be waited for")
+    }
+
+    /// Everything printed since the start, after the end.
+    pub(super) async fn rest_of_output(&mut self) -> String {
+        let mut text = String::new();
+        while let Some(line) = self.output.recv().await {
+            text.push_str(&line);
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Runs `millgate serve` that is expected to fail, and returns its status and everything it printed.
+pub(super) async fn failed_start(data_dir: &Path, arguments: &[&str]) -> (ExitStatus, String) {
+    let output = tokio::time::timeout(PATIENCE, serve_command(data_dir, arguments).output()).await;
+    let output = output.expect("a failing start ends by itself").expect("the binary was built with the tests");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status, String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A chat request for the bundled model.
+pub(super) fn chat_body(question: &str, seed: u64) -> Value {
+    json!({
+        "model": "demo", "seed": seed, "max_tokens": 24, "temperature": 0.8,
+        "messages": [{"role": "user", "content": question}],
+    })
+}
+
+fn serve_command(data_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millgate"));
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
+        .arg(data_dir)
+        .args(arguments)
+        .current_dir(data_dir)
+        .env("MILLGATE_ADMIN_KEY", ADMIN_KEY)
+        .env_remove("MILLGATE_CONFIG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+fn follow(pipe: impl AsyncRead + Unpin + Send + 'static, sender: mpsc::UnboundedSender<String>) {
+    #[expect(clippy::disallowed_methods, reason = "ends with the pipe, which ends with the child")]
+    tokio::spawn(async move {
+        let mut lines = BufReader::new(pipe).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// The first loopback address in a line, as a base URL.
+fn address_in(line: &str) -> Option<String> {
+    let start = line.find("http://127.0.0.1:")?;
+    let rest = &line[start + "http://127.0.0.1:".len()..];
+    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    (!port.is_empty() && port != "0").then(|| format!("http://127.0.0.1:{port}"))
+}
