@@ -11,13 +11,14 @@ use crate::arch::{
     ConfigError, Decoder, DecoderConfig, DecoderLimits, DecoderWeights, Fields, fields_of_gguf, required_tensors,
     unexpected_tensor, workspace_shape,
 };
+use crate::builtin::{self, BundledFiles};
 use crate::error::LoadError;
 use crate::gguf_text::gguf_tokenizer;
 use crate::layers::RopeScaling;
 use crate::model::{Model, ModelSpec};
 use crate::options::{Footprint, LoadOptions};
 use crate::progress::{Progress, Silent};
-use crate::source::Source;
+use crate::source::{Demo, Source};
 use crate::summary::{FormatCount, Summary};
 use crate::text::ModelText;
 use crate::weights::{
@@ -46,6 +47,7 @@ struct TensorPlan {
 enum TextFiles {
     Folder(PathBuf),
     Gguf(Arc<GgufFile>),
+    Bundled(&'static BundledFiles),
 }
 
 impl Checkpoint {
@@ -69,8 +71,16 @@ impl Checkpoint {
         match source {
             Source::Folder(path) => Self::open_folder(path),
             Source::Gguf(path) => Self::open_gguf(path),
-            Source::Builtin(_) | Source::Hub { .. } => Err(LoadError::NotLocal { source_text: source.to_string() }),
+            Source::Builtin(Demo) => Self::open_bundled(builtin::demo()?),
+            Source::Hub { .. } => Err(LoadError::NotLocal { source_text: source.to_string() }),
         }
+    }
+
+    fn open_bundled(files: &'static BundledFiles) -> Result<Self, LoadError> {
+        let config = config_of_json(&BundledFiles::name("config.json"), files.config)?;
+        let weights = files.weights()?;
+        let file_bytes = weights.file_bytes();
+        Self::check(config, Box::new(weights), TextFiles::Bundled(files), file_bytes)
     }
 
     fn open_folder(folder: &Path) -> Result<Self, LoadError> {
@@ -134,6 +144,7 @@ impl Checkpoint {
         Ok(match &self.text {
             TextFiles::Folder(folder) => ModelText::from_folder(folder)?,
             TextFiles::Gguf(file) => ModelText::from_gguf(file.name(), &gguf_tokenizer(file)?)?,
+            TextFiles::Bundled(files) => files.text()?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod arch;
 mod batch;
+mod builtin;
 mod checkpoint;
 mod error;
 mod gguf_text;

@@ -1,6 +1,7 @@
 //! The one test binary.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod bundled;
 mod gguf_reading;
 mod hostile_files;
 mod hub;
