@@ -33,7 +33,7 @@ bench: build ## Micro-benchmarks, then a serving benchmark against the demo mode
 	bash benches/serving.sh $(MILLGATE) $(ARGS)
 
 parity: ## Make the expected outputs of the model tests again (needs Python; downloads PyTorch)
-	bash models/tests/parity/make.sh
+	bash models/scripts/parity.sh
 
 demo: ## Make the demo model again: corpus, tokenizer, training (needs Python; downloads PyTorch)
 	bash models/demo/make.sh
