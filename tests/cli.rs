@@ -40,7 +40,7 @@ fn ran(output: Output) -> Ran {
 fn every_command_explains_itself_with_an_example() {
     let help = millgate(&["--help"], "");
     assert!(help.is_success && help.out.contains("First steps:"));
-    for command in ["chat", "bench", "usage"] {
+    for command in ["serve", "chat", "bench", "usage"] {
         let help = millgate(&["help", command], "");
         assert!(help.is_success && help.out.contains(&format!("  millgate {command}")), "{command}: {}", help.out);
     }
@@ -71,7 +71,9 @@ fn a_wrong_configuration_names_the_key_and_the_line_everywhere() {
     std::fs::write(file.path(), "[server]\nlisten = \"127.0.0.1:1\"\ndrain_timeuot = \"1s\"\n")
         .expect("it is writable");
     let path = file.path().to_str().expect("a plain path");
-    for args in [vec!["config", "check", path], vec!["config", "show", "--config", path]] {
+    for args in
+        [vec!["config", "check", path], vec!["config", "show", "--config", path], vec!["serve", "--config", path]]
+    {
         let ran = millgate(&args, "");
         assert!(!ran.is_success);
         assert!(
@@ -92,4 +94,10 @@ fn the_shown_configuration_is_a_configuration_and_hides_secrets() {
     let shown = millgate(&["config", "show", "--config", path, "--json"], "");
     let value: serde_json::Value = serde_json::from_str(&shown.out).expect("it is JSON");
     assert_eq!(value["server"]["listen"], "127.0.0.1:8080");
+}
+
+#[test]
+fn a_mistyped_model_argument_shows_how_to_write_it() {
+    let ran = millgate(&["serve", "--model", "qwen"], "");
+    assert!(!ran.is_success && ran.err.contains("NAME=SOURCE"), "{}", ran.err);
 }

@@ -24,7 +24,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
         ],
     ),
     ("app", &["api", "config", "engine", "governance", "store", "telemetry", "millgate_models", "millgate_kernels"]),
-    ("cli", &["api", "app", "config", "engine", "governance", "store", "telemetry", "millgate_models"]),
+    (
+        "cli",
+        &["api", "app", "config", "engine", "governance", "store", "telemetry", "millgate_models", "millgate_kernels"],
+    ),
 ];
 
 /// External crates that belong to one module; everybody else must not see them.

@@ -1,5 +1,6 @@
 //! Every command and option, with help that teaches by example.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -27,6 +28,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the server
+    Serve(ServeArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
     /// Measure a running server: time to first token, time between tokens, tokens per second
@@ -48,6 +51,31 @@ pub enum Command {
     /// Check and show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+}
+
+/// Options of `serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  millgate serve
+  millgate serve --listen 0.0.0.0:8080 --data-dir /var/lib/millgate
+  millgate serve --model qwen=hf:Qwen/Qwen3-0.6B --model local=./models/my-model
+  millgate serve --model small=./model-q8_0.gguf --config millgate.toml
+
+The first start prints the administrator's key once. Ctrl-C or SIGTERM lets running answers finish.")]
+pub struct ServeArgs {
+    /// Configuration file [default: $MILLGATE_CONFIG, else millgate.toml where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the API listens [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Where users, keys, tiers and the ledger are kept [default: millgate-data]
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// A model to serve: hf:org/name[@revision], a folder, a .gguf file or builtin:demo; may be repeated
+    #[arg(long = "model", value_name = "NAME=SOURCE", value_parser = parse_model)]
+    pub models: Vec<(String, String)>,
 }
 
 /// Where a running server is and who asks.
@@ -407,6 +435,13 @@ pub struct ConfigShowArgs {
     pub json: bool,
 }
 
+fn parse_model(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, source)) if !name.is_empty() && !source.is_empty() => Ok((name.into(), source.into())),
+        _ => Err("write NAME=SOURCE, such as qwen=hf:Qwen/Qwen3-0.6B".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -416,5 +451,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_model_needs_a_name_and_a_source() {
+        let parse = |text: &str| Cli::try_parse_from(["millgate", "serve", "--model", text]);
+        assert!(parse("qwen=hf:Qwen/Qwen3-0.6B").is_ok());
+        assert!(parse("qwen").unwrap_err().to_string().contains("NAME=SOURCE"));
+        assert!(parse("=x").is_err());
     }
 }

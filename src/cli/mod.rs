@@ -13,6 +13,8 @@ mod model;
 mod offline;
 mod output;
 mod run;
+mod serve;
+mod serve_summary;
 mod sse;
 mod tier;
 mod usage;

@@ -1,6 +1,7 @@
 //! Dispatches a command and turns its failure into an exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::runtime::Runtime;
@@ -8,7 +9,10 @@ use tokio::runtime::Runtime;
 use crate::config::Environment;
 
 use super::args::{Cli, Command};
-use super::{bench, chat, config_command, fail, key, model, output, tier, usage, user};
+use super::{bench, chat, config_command, fail, key, model, output, serve, tier, usage, user};
+
+/// How long threads that read files may go on after everything else has ended.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the command line to its end; a failure is printed once, with its causes and a hint.
 #[must_use]
@@ -26,6 +30,13 @@ pub fn run(cli: &Cli) -> ExitCode {
 fn dispatch(command: &Command, environment: &Environment) -> Result<()> {
     let runtime = || Runtime::new().context("cannot start the runtime");
     match command {
+        Command::Serve(args) => {
+            let runtime = runtime()?;
+            let outcome = runtime.block_on(serve::run(args, environment));
+            // A model that is still being read must not keep a stopped process alive.
+            runtime.shutdown_timeout(LAST_WAIT);
+            outcome
+        }
         Command::Chat(args) => chat::run(args, environment, &runtime()?),
         Command::Bench(args) => runtime()?.block_on(bench::run(args, environment)),
         Command::Key(command) => runtime()?.block_on(key::run(command, environment)),

@@ -1,0 +1,125 @@
+//! From the settings to running engines: open every checkpoint, divide the memory, load one after another.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use millgate_kernels::Pool;
+use millgate_models::text::ModelText;
+use millgate_models::{BLOCK_TOKENS, Checkpoint, LoadOptions, Progress};
+
+use super::memory::available_bytes;
+use super::plan::{Share, Wish};
+use super::summary::LoadedModel;
+use crate::config::{MemoryBound, ModelSettings, Settings};
+use crate::engine::{self, EngineHandle};
+
+/// What is assumed free where the system does not tell: enough for the bundled model.
+const UNTOLD_BYTES: u64 = 2 << 30;
+/// Sequences computed at the same time where nobody set a number.
+const OUTPUT_ROWS: usize = 256;
+
+/// A checkpoint that was opened and checked; its weights are not read yet.
+pub(super) struct Opened {
+    settings: ModelSettings,
+    checkpoint: Checkpoint,
+    text: ModelText,
+    wish: Wish,
+}
+
+/// A model that answers.
+pub(super) struct Loaded {
+    pub(super) engine: EngineHandle,
+    pub(super) text: ModelText,
+    pub(super) facts: LoadedModel,
+}
+
+/// Opens a model's files, downloading them first if need be, and finds out what it needs.
+///
+/// # Errors
+/// What is wrong with the files, named.
+pub(super) fn open(
+    model: &ModelSettings,
+    settings: &Settings,
+    pool: &Arc<Pool>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Opened> {
+    let checkpoint = Checkpoint::open(&model.source, &settings.hub.options(), progress)
+        .with_context(|| format!("cannot open model `{}` from {}", model.name, model.source))?;
+    let text = checkpoint.text().with_context(|| format!("cannot read the tokenizer of model `{}`", model.name))?;
+    let footprint = checkpoint.footprint(&load_options(model, settings, pool, 0));
+    let own_window = checkpoint.summary().context_window;
+    let wish = Wish {
+        name: model.name.clone(),
+        weight_bytes: footprint.weight_bytes,
+        workspace_bytes: footprint.workspace_bytes,
+        block_bytes: footprint.kv_bytes_per_block,
+        context_window: model.context_window.map_or(own_window, |set| set.min(own_window)),
+        max_running: output_rows(settings),
+        kv_bytes: model.kv_memory.or(settings.kv_cache).map(|size| size.0),
+    };
+    Ok(Opened { settings: model.clone(), checkpoint, text, wish })
+}
+
+impl Opened {
+    /// What it needs.
+    pub(super) fn wish(&self) -> &Wish {
+        &self.wish
+    }
+}
+
+/// What all models may take together, in bytes.
+pub(super) fn bound_bytes(bound: MemoryBound) -> u64 {
+    match bound {
+        MemoryBound::Bytes(size) => size.0,
+        MemoryBound::Percent(percent) => {
+            let available = available_bytes().unwrap_or(UNTOLD_BYTES);
+            u64::try_from(u128::from(available) * u128::from(percent) / 100).unwrap_or(u64::MAX)
+        }
+    }
+}
+
+/// Reads the weights and starts the model's engine.
+///
+/// # Errors
+/// What is wrong with the files, named.
+pub(super) fn load(
+    opened: Opened,
+    share: &Share,
+    settings: &Settings,
+    pool: &Arc<Pool>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Loaded> {
+    let Opened { settings: model_settings, checkpoint, text, wish } = opened;
+    let name = model_settings.name.as_str();
+    let options = load_options(&model_settings, settings, pool, share.num_blocks);
+    let description = checkpoint.summary().to_string();
+    let model = checkpoint.load(&options, progress).with_context(|| format!("cannot load model `{name}`"))?;
+    let context_window = model.spec().context_window;
+    let revision = format!("{}/{description}", model_settings.source);
+    let engine = engine::spawn(name, model, text.clone(), engine::Config { revision, ..settings.engine.clone() })
+        .with_context(|| format!("cannot start the engine of model `{name}`"))?;
+    let facts = LoadedModel {
+        description,
+        memory_bytes: share.total_bytes,
+        kv_bytes: wish.block_bytes * share.num_blocks as u64,
+        kv_tokens: share.num_blocks * BLOCK_TOKENS,
+        context_window,
+    };
+    Ok(Loaded { engine, text, facts })
+}
+
+fn load_options(model: &ModelSettings, settings: &Settings, pool: &Arc<Pool>, num_blocks: usize) -> LoadOptions {
+    LoadOptions {
+        pool: Arc::clone(pool),
+        num_blocks,
+        // A step must have room for one token of every sequence.
+        max_step_tokens: settings.step_tokens.max(output_rows(settings)),
+        max_output_rows: output_rows(settings),
+        kv_dtype: model.kv_dtype,
+        context_window: model.context_window,
+    }
+}
+
+fn output_rows(settings: &Settings) -> usize {
+    settings.engine.max_running.unwrap_or(OUTPUT_ROWS)
+}
