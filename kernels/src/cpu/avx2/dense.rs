@@ -103,7 +103,12 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
         let mut w = input.panel.add((4 * steps.start + first) * W::BYTES);
         let mut x = input.x.cast::<f32>().add(steps.start * W::INPUTS * M);
         for _ in steps {
-            let loaded: [W::Loaded; V] = std::array::from_fn(|v| W::load(w.add(v * W::BYTES)));
+            // A loop, not `from_fn`: closures lack the caller's instruction set, and calls to single intrinsics cost
+            // more than the products.
+            let mut loaded = [W::load(w); V];
+            for (v, loaded) in loaded.iter_mut().enumerate() {
+                *loaded = W::load(w.add(v * W::BYTES));
+            }
             for (m, row) in acc.iter_mut().enumerate() {
                 for v in 0..V {
                     row[v] = W::add(row[v], loaded[v], x.add(m), M);
@@ -164,15 +169,22 @@ pub(super) unsafe fn strided<const M: usize, const V: usize, const PACKED: bool>
         let y = |m: usize, v: usize| tile.y.add(m * tile.y_stride + (first + v) * 8);
         let mut acc = [[_mm256_setzero_ps(); V]; M];
         if tile.resumes {
-            acc = std::array::from_fn(|m| std::array::from_fn(|v| _mm256_loadu_ps(y(m, v))));
+            for (m, row) in acc.iter_mut().enumerate() {
+                for (v, sum) in row.iter_mut().enumerate() {
+                    *sum = _mm256_loadu_ps(y(m, v));
+                }
+            }
         }
         for k in 0..tile.depth {
             let w = tile.w.add(k * tile.w_stride + first * 8);
-            let w: [__m256; V] = std::array::from_fn(|v| _mm256_loadu_ps(w.add(v * 8)));
+            let mut loaded = [_mm256_setzero_ps(); V];
+            for (v, loaded) in loaded.iter_mut().enumerate() {
+                *loaded = _mm256_loadu_ps(w.add(v * 8));
+            }
             for (m, row) in acc.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*tile.x.add(if PACKED { k * M + m } else { m * 32 + k }));
                 for v in 0..V {
-                    row[v] = _mm256_fmadd_ps(x, w[v], row[v]);
+                    row[v] = _mm256_fmadd_ps(x, loaded[v], row[v]);
                 }
             }
         }

@@ -139,8 +139,12 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
                 let ahead = w.wrapping_add(v / 2 * input.panel_bytes + v % 2 * W::BYTES + PREFETCH_BYTES);
                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
             }
-            let loaded: [W::Loaded; V] =
-                std::array::from_fn(|v| W::load(w.add(v / 2 * input.panel_bytes + v % 2 * W::BYTES)));
+            // A loop, not `from_fn`: closures lack the caller's instruction set, and calls to single intrinsics cost
+            // more than the products.
+            let mut loaded = [W::load(w); V];
+            for (v, loaded) in loaded.iter_mut().enumerate() {
+                *loaded = W::load(w.add(v / 2 * input.panel_bytes + v % 2 * W::BYTES));
+            }
             for (m, row) in acc.iter_mut().enumerate() {
                 for v in 0..V {
                     row[v] = W::add(row[v], loaded[v], x.add(m), M);
@@ -198,7 +202,11 @@ pub(super) unsafe fn strided<const M: usize, const PACKED: bool>(tile: &StridedT
         let y = |m: usize, v: usize| tile.y.add(m * tile.y_stride + v * 16);
         let mut acc = [[_mm512_setzero_ps(); 2]; M];
         if tile.resumes {
-            acc = std::array::from_fn(|m| std::array::from_fn(|v| _mm512_loadu_ps(y(m, v))));
+            for (m, row) in acc.iter_mut().enumerate() {
+                for (v, sum) in row.iter_mut().enumerate() {
+                    *sum = _mm512_loadu_ps(y(m, v));
+                }
+            }
         }
         for k in 0..tile.depth {
             let w = tile.w.add(k * tile.w_stride);
