@@ -7,6 +7,7 @@ is in the training text.
 import argparse
 import json
 import random
+from itertools import accumulate
 from pathlib import Path
 
 import generators
@@ -34,6 +35,8 @@ class Corpus:
             self.pools.setdefault(OTHER_GROUPS.get(intent.group, "millgate"), []).append(intent)
             if intent.follow_ups:
                 self.followed.setdefault(intent.group, []).append(intent)
+        # What people ask in many ways is asked more often, but not in proportion: rare questions count too.
+        self.weights = {kind: list(accumulate(len(intent.asks) ** 0.5 for intent in pool)) for kind, pool in self.pools.items()}
 
     def exchange(self, last_group, name):
         """One question and its answer; returns (question, answer, group, the user's name)."""
@@ -45,7 +48,7 @@ class Corpus:
             return roughen(said, rng), rng.choice(intent.answers), intent.group, name
         kind = rng.choices(list(MIX), MIX.values())[0]
         if kind in self.pools:
-            intent = rng.choice(self.pools[kind])
+            intent = rng.choices(self.pools[kind], cum_weights=self.weights[kind])[0]
             return roughen(ask(intent, rng), rng), rng.choice(intent.answers), intent.group, name
         if kind == "name":
             if rng.random() < 0.6:

@@ -246,7 +246,8 @@ def main():
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(arguments.seed)
+    # A resumed network knows the ids of the tokenizer it began with, even if the text has changed since.
+    tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json")) if arguments.resume else train_tokenizer(arguments.seed)
     network_config = config(tokenizer.get_vocab_size())
     network = LlamaForCausalLM(network_config)
     print(f"{tokenizer.get_vocab_size()} tokens, {sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
