@@ -237,3 +237,50 @@ async fn an_engine_failure_is_a_server_error_that_is_not_charged() {
     );
     assert_eq!(user.complete(json!([65]), json!({})).await.status, 200, "the next request is answered");
 }
+
+#[tokio::test]
+async fn an_engine_that_ends_mid_stream_is_an_error_event_before_the_end() {
+    let app = TestApp::new()
+        .fake(|fake| {
+            fake.end_logit = f32::NEG_INFINITY;
+            fake.step_delay = std::time::Duration::from_millis(5);
+        })
+        .start()
+        .await;
+    let user = app.user("ann", &[]).await;
+    let response = user.chat_stream("hello", json!({"max_tokens": 1000})).await;
+    assert_eq!(response.status(), 200, "the head leaves with the first token");
+    app.engine.shutdown().await;
+    let reply = Reply::read(response).await;
+    let events = reply.events();
+    let error: Value = serde_json::from_str(events[events.len() - 2]).unwrap();
+    assert_eq!((&error["error"]["type"], &error["error"]["code"]), (&json!("unavailable_error"), &json!(503)));
+    assert_eq!(events[events.len() - 1], "[DONE]");
+    assert!(!reply.body.contains("finish_reason\":\""), "nothing claims to be complete: {}", reply.body);
+    let row = app.ledger().await.remove(0);
+    let charged: u64 = row.charged.iter().map(|extent| extent.prompt_tokens + extent.completion_tokens).sum();
+    assert_eq!((row.status.as_str(), charged), ("failed", 0));
+}
+
+#[tokio::test]
+async fn sixty_four_concurrent_clients_get_to_the_byte_what_each_would_get_alone() {
+    let app = TestApp::new().tier("open", |tier| tier).start().await;
+    let user = app.key("open").await;
+    let asks = (0..64).map(|number| {
+        let fields = json!({
+            "seed": number, "max_tokens": 5 + number, "n": 1 + number % 2, "temperature": f64::from(number % 5) * 0.4,
+            "top_p": 1.0 - f64::from(number % 3) * 0.2, "top_k": number % 7, "min_p": f64::from(number % 2) * 0.05,
+            "presence_penalty": f64::from(number % 4) * 0.5 - 1.0, "frequency_penalty": f64::from(number % 3) * 0.3,
+            "repetition_penalty": 1.0 + f64::from(number % 2) * 0.2, "logit_bias": {"65": number % 3},
+        });
+        (format!("client {number} says {}", "hello ".repeat(number as usize % 9)), fields)
+    });
+    let asks: Vec<(String, Value)> = asks.collect();
+    let together =
+        futures::future::join_all(asks.iter().map(|(text, fields)| user.chat_with(text, fields.clone()))).await;
+    for ((text, fields), reply) in asks.iter().zip(together) {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let alone = user.chat_with(text, fields.clone()).await;
+        assert_eq!(reply.json()["choices"], alone.json()["choices"], "{fields}");
+    }
+}
