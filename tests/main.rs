@@ -8,6 +8,7 @@ mod api_inference;
 mod api_life;
 mod api_limits;
 mod cli;
+mod engine;
 mod governance;
 mod governance_accounts;
 mod governance_crash;

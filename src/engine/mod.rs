@@ -5,7 +5,6 @@
 
 mod blocks;
 mod config;
-
 pub mod fake;
 mod generation;
 mod handle;

@@ -278,9 +278,9 @@ impl Stepper {
             None => self.totals.requests_done += 1,
             Some(_) => self.totals.requests_failed += 1,
         }
-        if let Some(last) = self.last_finish.replace(now) {
-            self.pace.observe_finish(now.saturating_duration_since(last));
-        }
+        // The time when nobody was here says nothing about the pace, so it counts from this request's arrival.
+        let since = self.last_finish.replace(now).map_or(generation.arrived, |last| last.max(generation.arrived));
+        self.pace.observe_finish(now.saturating_duration_since(since));
         // First the figures: who has seen the end of a request finds it counted.
         self.publish();
         generation.close(failure);
