@@ -80,6 +80,7 @@ def main():
             for label, options in (
                 ("with a system prompt", {"history": [{"role": "system", "content": SYSTEM_PROMPT}]}),
                 ("at temperature 0.7", {"do_sample": True, "temperature": 0.7, "top_p": 0.95}),
+                ("at temperature 1, the server's default", {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}),
                 ("after 1,700 tokens of other talk", {"history": long_history(tokenizer)}),
             ):
                 right, ended, asked = measure(tokenizer, network, name, **options)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -234,11 +234,12 @@ def save_text_files(tokenizer, network_config, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model's files")
-    parser.add_argument("--steps", type=int, default=3000, help=f"optimiser steps of {STEP_TOKENS} tokens")
+    parser.add_argument("--steps", type=int, default=1900, help=f"optimiser steps of {STEP_TOKENS} tokens")
     parser.add_argument("--peak", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=20)
     parser.add_argument("--threads", type=int, default=0, help="threads for PyTorch; 0 = its own choice")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    parser.add_argument("--tune", action="store_true", help="begin with the weights in --out, to teach them a changed text; give fewer --steps and half the --peak")
     parser.add_argument("--save-every", type=int, default=200, help="steps between saves of weights and state; 0 = only at the end")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="without torch.compile (needs no C++ compiler, takes 1.5 times as long)")
     arguments = parser.parse_args()
@@ -246,10 +247,13 @@ def main():
         torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    # A resumed network knows the ids of the tokenizer it began with, even if the text has changed since.
-    tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json")) if arguments.resume else train_tokenizer(arguments.seed)
+    # A trained network knows the ids of the tokenizer it began with, even if the text has changed since.
+    is_trained = arguments.resume or arguments.tune
+    tokenizer = Tokenizer.from_file(str(arguments.out / "tokenizer.json")) if is_trained else train_tokenizer(arguments.seed)
     network_config = config(tokenizer.get_vocab_size())
     network = LlamaForCausalLM(network_config)
+    if arguments.tune:
+        network.load_state_dict(load_file(arguments.out / "model.safetensors"), strict=False)
     print(f"{tokenizer.get_vocab_size()} tokens, {sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
     save_text_files(tokenizer, network_config, arguments.out)
     train(network, tokenizer, arguments)
