@@ -180,8 +180,12 @@ impl Course {
             Some(Event::ChoiceDone { choice, reason }) => self.reasons[(first_choice + choice) as usize] = reason,
             Some(Event::AllowanceLow { .. }) => self.extend(index).await,
             Some(Event::Parked) => {
-                self.generation.flights[index].is_parked = true;
-                self.extend(index).await;
+                let flight = &mut self.generation.flights[index];
+                // A notice that was under way while the last grant was made says nothing any more.
+                if u64::from(flight.stream.usage().completion_tokens) >= flight.granted {
+                    flight.is_parked = true;
+                    self.extend(index).await;
+                }
             }
             Some(Event::Done(usage)) => self.generation.flights[index].usage = Some(usage),
             Some(Event::Failed(failure, usage)) => {
