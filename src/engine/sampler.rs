@@ -124,7 +124,10 @@ impl Sampler {
             adjusted[token as usize] += bias;
         }
         for &token in row.forbidden {
-            adjusted[token as usize] = f32::NEG_INFINITY;
+            // A model's files may name end tokens that its output has no row for.
+            if let Some(logit) = adjusted.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
         }
         true
     }

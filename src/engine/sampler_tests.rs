@@ -110,6 +110,7 @@ fn bias_adds_up_and_forbidden_tokens_never_come() {
     let params = SamplingParams { temperature: 0.0, logit_bias: vec![(1, 0.7), (1, 0.7)], ..SamplingParams::default() };
     assert_eq!(draw(&row(&logits, &params)), 1);
     assert_eq!(draw(&Row { forbidden: &[1, 0], ..row(&logits, &params) }), 2);
+    assert_eq!(draw(&Row { forbidden: &[1, 3, u32::MAX], ..row(&logits, &params) }), 0, "unknown ones change nothing");
     let nothing_left = Sampler::default().draw(&Row { forbidden: &[0, 1, 2], ..row(&logits, &params) });
     assert_eq!(nothing_left, Err(SampleError::NothingLeft));
     let banned = SamplingParams { logit_bias: vec![(0, f32::NEG_INFINITY)], ..SamplingParams::default() };
