@@ -32,6 +32,7 @@ mod quantise;
 pub mod reference;
 mod rope;
 mod share;
+mod turn;
 
 pub use activation::silu_mul;
 pub use attention::{AttentionBatch, SequenceSpan, paged_attention};
@@ -44,3 +45,4 @@ pub use norm::{add, add_rms_norm, rms_norm};
 pub use packed::{PackedMatrix, PackedPart};
 pub use pool::Pool;
 pub use rope::{QkNorm, RopeStore, RopeTable, rope_store};
+pub use turn::Turn;

@@ -197,6 +197,9 @@ impl Model for Decoder {
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
         batch.check(&self.spec)?;
         if !batch.tokens.is_empty() {
+            let pool = Arc::clone(&self.pool);
+            // Models of one process take turns, a whole step each.
+            let _turn = pool.turn();
             self.step(batch)?;
         }
         Ok(&self.space.output.logits[..batch.output_rows.len() * self.spec.vocab_size])
