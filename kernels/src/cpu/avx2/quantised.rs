@@ -83,6 +83,32 @@ unsafe fn codes<const F: u8>(w: *const u8) -> Run {
     }
 }
 
+// Functions, not closures: a closure lacks its caller's instruction set and may remain a call.
+
+/// # Safety
+/// AVX2 and F16C; 16 readable bytes.
+#[inline(always)]
+unsafe fn eight_halves(at: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+}
+
+/// # Safety
+/// AVX2; 8 readable bytes.
+#[inline(always)]
+unsafe fn eight_bytes(at: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))) }
+}
+
+/// # Safety
+/// AVX2; 8 readable bytes.
+#[inline(always)]
+unsafe fn eight_signed_bytes(at: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
+}
+
 /// Scales of eight outputs: the lower eight (`half` 0) or the upper (1).
 ///
 /// # Safety
@@ -94,19 +120,17 @@ unsafe fn scales<const F: u8>(scales: *const u8, run: usize, half: usize) -> Sca
         let layout = const { quant_layout(format(F)) };
         let block = scales.add(run / layout.runs_per_block * layout.scale_bytes);
         let sub = run % layout.runs_per_block;
-        let halves = |at: usize| _mm256_cvtph_ps(_mm_loadu_si128(block.add(at + 16 * half).cast()));
-        let bytes = |at: usize| _mm_loadl_epi64(block.add(at + 8 * half).cast());
-        let unsigned = |at: usize| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes(at)));
-        let signed = |at: usize| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes(at)));
-        let d = halves(0);
+        let d = eight_halves(block.add(16 * half));
         match format(F) {
             WeightFormat::Q4K | WeightFormat::Q5K => {
-                let first = _mm256_mul_ps(d, unsigned(K_SCALES_AT + sub * 16));
-                Scales { first, second: first, min: _mm256_mul_ps(halves(32), unsigned(K_MINS_AT + sub * 16)) }
+                let first = _mm256_mul_ps(d, eight_bytes(block.add(K_SCALES_AT + sub * 16 + 8 * half)));
+                let min = eight_bytes(block.add(K_MINS_AT + sub * 16 + 8 * half));
+                Scales { first, second: first, min: _mm256_mul_ps(eight_halves(block.add(32 + 16 * half)), min) }
             }
             WeightFormat::Q6K => {
-                let scale = |part: usize| _mm256_mul_ps(d, signed(Q6K_SCALES_AT + sub * 32 + part * 16));
-                Scales { first: scale(0), second: scale(1), min: d }
+                let at = block.add(Q6K_SCALES_AT + sub * 32 + 8 * half);
+                let (first, second) = (eight_signed_bytes(at), eight_signed_bytes(at.add(16)));
+                Scales { first: _mm256_mul_ps(d, first), second: _mm256_mul_ps(d, second), min: d }
             }
             _ => Scales { first: d, second: d, min: d },
         }

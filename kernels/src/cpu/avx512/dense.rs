@@ -126,7 +126,7 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
         if out.resumes {
             for (m, row) in acc.iter_mut().enumerate().take(out.rows) {
                 for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = _mm512_maskz_loadu_ps(lanes_of(out.lanes, v), out.y.add(m * out.stride + v * 16));
+                    *sum = _mm512_maskz_loadu_ps(lanes_of(out.lanes, v), out.y.wrapping_add(m * out.stride + v * 16));
                 }
             }
         }
