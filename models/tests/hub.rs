@@ -17,6 +17,8 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 struct Hub {
     files: HashMap<String, Vec<u8>>,
     commit: String,
+    /// The commit that answers about files name, where it is another one.
+    claimed_commit: Option<String>,
     /// The only accepted token.
     token: Option<String>,
     /// Transfers of this file break after half of what was asked for, so many times.
@@ -106,7 +108,8 @@ fn send_file(mut stream: TcpStream, hub: &mut Hub, base: &str, path: &str, range
     // Content decides the etag, as on the hub.
     let etag = format!("{:x}-{}", content.len(), content.iter().map(|&byte| u64::from(byte)).sum::<u64>());
     let weak = if hub.weak { "W/" } else { "" };
-    let identity = format!("ETag: {weak}\"{etag}\"\r\nX-Repo-Commit: {}\r\nConnection: close\r\n", hub.commit);
+    let commit = hub.claimed_commit.as_ref().unwrap_or(&hub.commit);
+    let identity = format!("ETag: {weak}\"{etag}\"\r\nX-Repo-Commit: {commit}\r\nConnection: close\r\n");
     if hub.redirects && !is_store && name.ends_with(".safetensors") {
         let location = format!("Location: {base}/store/{name}\r\nX-Linked-Etag: \"{etag}\"\r\n");
         return write!(stream, "HTTP/1.1 302 Found\r\n{location}{identity}Content-Length: 0\r\n\r\n");
@@ -344,4 +347,15 @@ fn every_refusal_has_its_own_words() {
     std::fs::write(&file, "in the way").unwrap();
     let error = fetch("org/name", None, &Server::start(small_model()).options(&file), &Silent).unwrap_err();
     assert!(matches!(error, HubError::Cache { .. }), "{error}");
+}
+
+#[test]
+fn a_file_of_another_commit_is_refused_and_leads_nowhere() {
+    for claimed in ["fedcba9876543210fedcba9876543210fedcba98", "../../../../elsewhere"] {
+        let home = tempfile::tempdir().unwrap();
+        let server = Server::start(Hub { claimed_commit: Some(claimed.to_owned()), ..small_model() });
+        let error = fetch("org/name", None, &server.options(&home.path().join("in")), &Silent).unwrap_err();
+        assert!(error.to_string().contains("another commit"), "{error}");
+        assert!(!home.path().join("elsewhere").exists());
+    }
 }

@@ -187,6 +187,11 @@ impl Commit<'_> {
         let explain = |error| self.download.explain(error, Some(name));
         let metadata = self.download.api.metadata(&self.remote.url(name)).map_err(explain)?;
         let size = metadata.size() as u64;
+        // The library files what comes under the commit that the answer names, wherever that would lead.
+        if self.snapshot.file_name().and_then(|commit| commit.to_str()) != Some(metadata.commit_hash()) {
+            let problem = format!("`{name}` is said to be of another commit than the one asked for");
+            return Err(HubError::BadAnswer { repo: self.download.repo.to_owned(), problem });
+        }
         // A weak etag (`W/...`) becomes a folder in the cache; nothing else may lead anywhere.
         let etag = metadata.etag();
         let plain = etag.strip_prefix("W/").unwrap_or(etag);
