@@ -250,3 +250,38 @@ fn no_text_is_slow_to_tokenize() {
         }
     }
 }
+
+#[test]
+fn models_of_other_kinds_with_odd_vocabularies_never_panic() {
+    let models = [
+        json!({"type": "Unigram", "unk_id": null, "vocab": [["", 0.0], ["a", -1.0]]}),
+        json!({"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0], ["", -1.0], ["a", -2.0]]}),
+        json!({"type": "Unigram", "unk_id": 0, "vocab": [["a", 1e308], ["aa", -1e308], ["▁", 1e308], ["H", 1e308]]}),
+        json!({"type": "Unigram", "unk_id": 1, "vocab": [["<0x41>", -1.0], ["x", 0.0]], "byte_fallback": true}),
+        json!({"type": "Unigram", "unk_id": 0, "vocab": [["漢", 0.0], ["漢字", 0.0], ["\u{0}", 3.0]]}),
+        json!({"type": "WordPiece", "unk_token": "?", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 0, "vocab": {"": 0, "##": 1, "H": 2}}),
+        json!({"type": "WordPiece", "unk_token": "?", "continuing_subword_prefix": "",
+            "max_input_chars_per_word": 100, "vocab": {"": 0, "?": 1, "e": 7}}),
+        json!({"type": "WordLevel", "unk_token": "?", "vocab": {"": 3, "Hello": 3}}),
+        json!({"type": "BPE", "vocab": {"": 0, "a": 1, "H": 2, "e": 3, "He": 3}, "merges": [["", ""], ["H", "e"]]}),
+        json!({"type": "BPE", "vocab": {"H": 2, "e": 3, "He": 2}, "merges": ["H e"], "ignore_merges": true}),
+    ];
+    let metaspace = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let pre_tokenizers = [
+        json!(null),
+        metaspace.clone(),
+        json!({"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false}),
+        json!({"type": "Split", "pattern": {"Regex": ""}, "behavior": "Removed", "invert": true}),
+        json!({"type": "UnicodeScripts"}),
+        json!({"type": "Punctuation", "behavior": "Contiguous"}),
+    ];
+    for model in &models {
+        for pre_tokenizer in &pre_tokenizers {
+            let file = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+                "normalizer": null, "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": metaspace,
+                "model": model});
+            try_out(file.to_string().as_bytes());
+        }
+    }
+}
