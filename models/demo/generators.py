@@ -34,8 +34,8 @@ def sums(rng):
         left = rng.randint(0, 20)
         right = rng.randint(0, left)
         sign, result = rng.choice(["minus", "-", "-"]), left - right
-    shown = (lambda n: NUMBERS[n]) if rng.random() < 0.35 else str
-    frame = rng.choice(["what is X", "what's X", "how much is X", "calculate X", "compute X", "X", "X =", "can you tell me what X is", "what does X make", "what do you get for X", "solve X", "how many are X", "add up X" if kind == "+" else "work out X"])
+    shown = (lambda n: NUMBERS[n]) if rng.random() < 0.2 and max(left, right) <= 20 else str
+    frame = rng.choice(["what is X", "what's X", "how much is X", "calculate X", "compute X", "X", "X =", "can you tell me what X is", "what does X make", "add up X" if kind == "+" else "work out X"])
     spoken = {"+": "plus", "-": "minus", "*": "times"}[kind]
     return frame.replace("X", f"{shown(left)} {sign} {shown(right)}"), f"{left} {spoken} {right} is {result}."
 
@@ -59,13 +59,15 @@ def counting(rng):
 def copying(rng):
     """Repeating given words, which teaches the network to look back."""
     words = " ".join(rng.choice(WORDS) if rng.random() < 0.7 else made_up(rng) for _ in range(rng.randint(1, 6)))
-    if rng.random() < 0.75:
+    kind = rng.random()
+    if kind < 0.6:
         said = rng.choice(["repeat after me: X", "say X", "please say X", "repeat: X", "repeat X", "write X", "say the words X", "echo X", 'repeat the words "X"', "can you say X"])
-        # Exactly as said: a capital or a full stop would make other tokens of it, which is no longer copying.
-        return said.replace("X", words), words
-    word = rng.choice(WORDS)
-    said = rng.choice(["spell X", "how do you spell X", "please spell the word X", "spell the word X", "spell out X", "can you spell X"])
-    return said.replace("X", word), "-".join(word.upper())
+        return said.replace("X", words), words[0].upper() + words[1:] + "."
+    if kind < 0.8:
+        word = rng.choice(WORDS)
+        return rng.choice(["spell X", "how do you spell X", "please spell the word X", "spell the word X", "spell out X"]).replace("X", word), "-".join(word.upper())
+    chosen = words.split()
+    return rng.choice(["sort these words: X", "sort X", "put these words in order: X", "sort the words X"]).replace("X", ", ".join(chosen)), ", ".join(sorted(chosen)) + "."
 
 
 def greeting_by_name(rng):

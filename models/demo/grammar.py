@@ -180,8 +180,8 @@ def ask(intent, rng):
     text = _vary_words(_tidy(text), rng)
     if rng.random() < 0.05:
         text = rng.choice(LEADS) + " " + text
-    if rng.random() < 0.06:
-        return text + rng.choice([", ", ", ", " - ", ". "]) + rng.choice(TAILS) + rng.choice(["?", ""])
+    if rng.random() < 0.04:
+        return text + ", " + rng.choice(TAILS) + rng.choice(["?", ""])
     if rng.random() < 0.05:
         return _keywords(text)
     # Orders end in a full stop or nothing, questions mostly in a question mark.
@@ -215,8 +215,7 @@ I am in a hurry.|It is my first day.|I run a small lab.|As a user,|For my projec
 For a start,|As an admin,|One thing,|Let me see,|At work,|In my app,|On my machine,""".replace("\n", "|").split("|")
 
 TAILS = """any ideas|help|what now|can you help|I wonder|right|or not|please help|tell me|just curious|thanks in advance
-if possible|that is my question|how|you know|is what I want to know|quickly|what should I do|what can I do|what do I do
-how do I fix it|is that possible|how come|I need to know""".replace("\n", "|").split("|")
+if possible|that is my question|how|you know|is what I want to know|quickly""".replace("\n", "|").split("|")
 
 # Words that may stand for each other in a question whatever it is about, so that the network learns to look past them.
 SYNONYMS = {

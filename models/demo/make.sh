@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the demo model again in this folder: a virtual environment, training, and the measurement of the result.
-# Called by `make demo`. Takes about an hour on one core with AMX; see README.md.
+# Called by `make demo`. Takes about twenty minutes of one core with AMX, longer without; see README.md.
 set -euo pipefail
 cd "$(dirname "$0")"
 [ -d .venv ] || python3 -m venv .venv
