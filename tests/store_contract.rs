@@ -224,6 +224,18 @@ async fn sqlite_roll_ups_equal_the_ledger() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_data_directory_made_here_is_nobody_elses_to_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let outside = tempfile::tempdir().expect("a directory");
+    let data_dir = outside.path().join("deep/data");
+    let config = Config { data_dir: data_dir.clone(), ..Config::default() };
+    let records = SqliteRecords::open(&config).await.expect("opens");
+    assert_eq!(std::fs::metadata(&data_dir).expect("there").permissions().mode() & 0o777, 0o700);
+    records.close().await;
+}
+
 #[tokio::test]
 async fn a_data_directory_belongs_to_one_process_at_a_time() {
     let (dir, records) = sqlite().await;

@@ -3,5 +3,6 @@
 mod crash;
 mod hostile_models;
 mod parallel;
+mod secrecy;
 mod server;
 mod stop;

@@ -1,7 +1,7 @@
 //! Opening the data directory: its lock, the database file, the migrations, the writer.
 
-use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::fs::{DirBuilder, File, TryLockError};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -81,13 +81,23 @@ fn lock(config: &Config) -> Result<File, StoreError> {
         operation: "use the data directory",
         message: format!("`{}`: {error}", config.data_dir.display()).into(),
     };
-    std::fs::create_dir_all(&config.data_dir).map_err(unusable)?;
+    make_private(&config.data_dir).map_err(unusable)?;
     let file = File::create(config.data_dir.join(LOCK)).map_err(unusable)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(config.data_dir.display().to_string().into())),
         Err(TryLockError::Error(error)) => Err(unusable(error)),
     }
+}
+
+/// Makes the data directory, and its parents, for its owner alone: it holds who asked what and when. One that is there
+/// keeps the mode its owner gave it.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
 }
 
 fn migrations() -> Migrator {
