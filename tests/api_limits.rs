@@ -78,6 +78,44 @@ async fn a_refused_request_passes_exactly_after_retry_after() {
 }
 
 #[tokio::test]
+async fn retry_after_is_exact_when_less_comes_back_first_than_the_request_needs() {
+    let app =
+        TestApp::new().tier("tiny", |tier| tier.limit("100 tokens / 1m").limit("26 requests / 10m")).start().await;
+    let user = app.key("tiny").await;
+    for _ in 0..25 {
+        let four = user.complete(json!([65]), json!({"max_tokens": 3, "ignore_eos": true})).await;
+        assert_eq!((four.status, four.total_tokens()), (200, 4));
+        app.advance(Duration::from_millis(1500));
+    }
+    let refused = ten_tokens(&user, 0).await;
+    assert_eq!((refused.status, &refused.json()["error"]["detail"]["requested"]), (429, &json!(10)));
+    let wait = refused.retry_after().unwrap();
+    app.advance(wait - Duration::from_millis(1));
+    assert_eq!(ten_tokens(&user, 0).await.status, 429, "a millisecond early is too early");
+    app.advance(Duration::from_millis(1));
+    assert_eq!(ten_tokens(&user, 0).await.status, 200);
+}
+
+#[tokio::test]
+async fn retry_after_is_exact_when_requests_and_tokens_run_out_together() {
+    let app =
+        TestApp::new().tier("tiny", |tier| tier.limit("100 tokens / 1m").limit("10 requests / 15s")).start().await;
+    let user = app.key("tiny").await;
+    for seed in 0..10 {
+        assert_eq!(
+            user.complete(json!([65]), json!({"max_tokens": 9, "ignore_eos": true})).await.status,
+            200,
+            "{seed}"
+        );
+        app.advance(Duration::from_millis(100));
+    }
+    let refused = ten_tokens(&user, 0).await;
+    assert_eq!(refused.status, 429);
+    app.advance(refused.retry_after().unwrap());
+    assert_eq!(ten_tokens(&user, 0).await.status, 200, "the longest wait of all limits that refused");
+}
+
+#[tokio::test]
 async fn a_refusal_by_a_request_limit_says_everything() {
     let app = TestApp::new().tier("slow", |tier| tier.limit("2 requests / 2m")).start().await;
     let user = app.key("slow").await;

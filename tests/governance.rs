@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millgate::governance::ports::Extent;
-use millgate::governance::{CompletionCap, Config, Denied, Permit, Principal, Refusal, Status, Usage};
+use millgate::governance::{
+    CompletionCap, Config, Denied, ManualClock, NewKey, Permit, Principal, Refusal, Status, Usage,
+};
 use proptest::prelude::*;
 
 use crate::governance_house::{House, MINUTE_US, NOON_US, ask, used, with_cap};
@@ -302,12 +304,41 @@ async fn peek_consumes_nothing_and_refuses_who_has_nothing_left() {
     let house = House::new().await;
     let who = house.limited(&["2 requests / 1m"]).await;
     for _ in 0..5 {
-        house.governor.peek(&who, None).await.expect("two left");
+        house.governor.peek(&who, None, 2048).await.expect("two left");
     }
     drop(admitted(&house, &who, 1, 1).await);
     drop(admitted(&house, &who, 1, 1).await);
-    let denied = house.governor.peek(&who, None).await.expect_err("none left");
+    let denied = house.governor.peek(&who, None, 2048).await.expect_err("none left");
     assert_eq!((denied.reason, denied.used), ("requests_exceeded", 2));
+}
+
+#[tokio::test]
+async fn raising_a_limit_never_cuts_an_answer_that_began_under_the_lower_one() {
+    let house = House::new().await;
+    let who = house.limited(&["1 concurrent", "1000 tokens / 1m"]).await;
+    let open = with_cap(1, 1, CompletionCap::Open { most: 600 });
+    let mut permit = house.governor.admit(&who, open).await.expect("admitted");
+    house.set_limits("tight", &["5 concurrent", "1000 tokens / 1m"]).await;
+    let again = house.again(&who).await;
+    let others = [admitted(&house, &again, 1, 1).await, admitted(&house, &again, 1, 1).await];
+    assert_eq!(permit.extend(100).await.expect("tokens are left"), 100);
+    drop((permit, others));
+}
+
+#[tokio::test]
+async fn a_machine_that_slept_forgets_no_charge_at_the_next_start() {
+    let house = House::new().await;
+    let who = house.limited(&["100 tokens / 1m"]).await;
+    // Asleep, only the wall clock goes on.
+    house.clock.jump_wall_us(7_200_000_000);
+    admitted(&house, &who, 80, 10).await.settle(used(80, 10), Status::Completed).await.expect("settled");
+    let awake = Arc::new(ManualClock::at(house.clock_us()));
+    let after = House::open(house.crash_image(), awake, Config::default()).await;
+    let operator = after.governor.operator();
+    let new = NewKey { name: "again".into(), ..NewKey::default() };
+    let key = after.governor.create_key_for(&operator, "ann", new).await.expect("a key");
+    let who = after.authenticate(&key.secret).await.expect("works");
+    assert_eq!(after.standing(&who).await, [(90, 0)]);
 }
 
 #[tokio::test]

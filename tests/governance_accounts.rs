@@ -120,6 +120,26 @@ async fn a_key_never_makes_a_stronger_one() {
 }
 
 #[tokio::test]
+async fn an_administrators_weak_key_makes_no_stronger_one_for_its_owner() {
+    let house = House::new().await;
+    let admin = house.admin().await;
+    let weak = NewKey { expires_in: Some(Duration::from_secs(3600)), ..named("weak") };
+    let weak = house.governor.create_key(&admin, weak).await.expect("a key");
+    let weak = house.authenticate(&weak.secret).await.expect("works");
+    let child = house.governor.create_key_for(&weak, "admin", named("child")).await.expect("a key");
+    assert!(child.key.expires_at_us <= Some(house.clock_us() + 3_600_000_000));
+}
+
+#[tokio::test]
+async fn a_key_that_ended_after_the_request_began_makes_no_other() {
+    let house = House::new().await;
+    let (who, _) = house.user("ann", &[]).await;
+    let key = who.key.clone().expect("came with a key");
+    house.governor.revoke_key(&who, &key).await.expect("revoked");
+    assert!(matches!(house.governor.create_key(&who, named("late")).await, Err(ServiceError::Forbidden(_))));
+}
+
+#[tokio::test]
 async fn at_most_so_many_live_keys_a_user_also_when_made_at_once() {
     let house = Arc::new(House::with(Config { keys_max_per_user: 5, ..Config::default() }).await);
     let (who, _) = house.user("ann", &[]).await;
@@ -131,7 +151,8 @@ async fn at_most_so_many_live_keys_a_user_also_when_made_at_once() {
     let made = tasks.join_all().await.into_iter().filter(|made| *made).count();
     assert_eq!(made, 4, "and the one she came with");
     let page = house.governor.keys(&who, None, None).await.expect("keys");
-    house.governor.revoke_key(&who, &page.keys[0].id).await.expect("revoked");
+    let other = page.keys.iter().find(|key| Some(&key.id) != who.key.as_ref()).expect("one of the four");
+    house.governor.revoke_key(&who, &other.id).await.expect("revoked");
     house.governor.create_key(&who, named("room again")).await.expect("a key");
 }
 

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, Response, header};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 
+use super::body::discard;
 use super::error::ApiError;
 use super::limits::auth_error;
 use super::source::{Peer, source_address};
@@ -23,7 +24,7 @@ pub(crate) async fn require_caller(State(api): State<Api>, mut request: Request,
             request.extensions_mut().insert(principal);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => refuse(request, error).await,
     }
 }
 
@@ -34,9 +35,15 @@ pub(crate) async fn require_admin(State(api): State<Api>, mut request: Request, 
             request.extensions_mut().insert(principal);
             next.run(request).await
         }
-        Ok(_) => ApiError::forbidden("Only administrators may do this.").into_response(),
-        Err(error) => error.into_response(),
+        Ok(_) => refuse(request, ApiError::forbidden("Only administrators may do this.")).await,
+        Err(error) => refuse(request, error).await,
     }
+}
+
+async fn refuse(request: Request, error: ApiError) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    discard(&parts.headers, body).await;
+    error.into_response()
 }
 
 /// What a request says about who sent it.

@@ -8,7 +8,7 @@ use futures::StreamExt;
 use super::config::Config;
 use super::error::{ApiError, Kind};
 
-/// A body that is too large is still read for this long and this far, so that the client gets to see the answer instead of
+/// A body that is too large or not wanted is still read for this long and this far, so that the client gets to see the answer instead of
 /// a broken connection while it is sending.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 20;
@@ -21,10 +21,7 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, config: &Config) 
     let most = config.max_body_bytes;
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length > most as u64) {
-        // Who waits for leave to send has sent nothing yet, and must not be made to.
-        if !headers.contains_key(header::EXPECT) {
-            linger(body).await;
-        }
+        discard(headers, body).await;
         return Err(ApiError::body_too_large(most));
     }
     match tokio::time::timeout(config.read_timeout, collect(body, most)).await {
@@ -33,6 +30,15 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, config: &Config) 
             let seconds = config.read_timeout.as_secs();
             Err(ApiError::new(Kind::TimedOut, format!("the request body did not arrive within {seconds} seconds")))
         }
+    }
+}
+
+/// Reads away the body of a request that is refused without it: closing while the client still sends would reset the
+/// connection, and the answer would be lost with it.
+pub(crate) async fn discard(headers: &HeaderMap, body: Body) {
+    // Who waits for leave to send has sent nothing yet, and must not be made to.
+    if !headers.contains_key(header::EXPECT) {
+        linger(body).await;
     }
 }
 

@@ -212,10 +212,11 @@ impl ApiError {
         serde_json::to_string(&Envelope { error: shape }).expect("strings and JSON values always serialise")
     }
 
-    /// Adds the request id to the message of an internal error, so that an operator can find the log line.
+    /// Adds the request id to the message of an internal error, once, so that an operator can find the log line.
     pub(crate) fn naming_request(mut self, id: impl Display) -> Self {
-        if self.0.kind == Kind::Internal {
-            self.0.message = format!("{} (request {id})", self.0.message);
+        let name = format!(" (request {id})");
+        if self.0.kind == Kind::Internal && !self.0.message.ends_with(&name) {
+            self.0.message.push_str(&name);
         }
         self
     }
@@ -287,6 +288,12 @@ mod tests {
         let response = ApiError::overloaded(Duration::from_micros(41_723_001)).into_response();
         assert_eq!(response.headers()["retry-after"], "42");
         assert_eq!(response.headers()["retry-after-ms"], "41724");
+    }
+
+    #[test]
+    fn an_internal_error_names_its_request_once() {
+        let error = ApiError::internal().naming_request("7").naming_request("7");
+        assert_eq!(error.message(), "the server failed on this request (request 7)");
     }
 
     #[test]

@@ -98,19 +98,27 @@ impl Governor {
         }
     }
 
-    /// Refuses at once who has no request or token left; consumes nothing.
+    /// Refuses at once who has no request left; consumes nothing.
+    ///
+    /// It speaks only when its wait is the last word: when a token limit might ask a request of up to `largest` tokens to
+    /// wait longer, it leaves the answer to admission, which knows the request.
     ///
     /// # Errors
     /// [`Denied`] as an admission would say. When the counters cannot be reached it says nothing: admission will.
-    pub async fn peek(&self, who: &Principal, model: Option<&str>) -> Result<(), Box<Denied>> {
+    pub async fn peek(&self, who: &Principal, model: Option<&str>, largest: u64) -> Result<(), Box<Denied>> {
         let core = &self.0;
         let now_us = core.clock.now_us();
         let model = model.filter(|model| who.policy.allows(model));
+        if !who.policy.is_planned_by(model) {
+            return Ok(());
+        }
         let plan = who.policy.plan(model, now_us);
-        let least = Need { requests: 1, prompt_tokens: 1, sequences: 1, ..Need::default() };
+        let least = Need { requests: 1, sequences: 1, ..Need::default() };
         match core.counters.probe(&plan.charges, least).await {
-            Ok(Reserved::Refused { refusing, counts }) => Err(Box::new(plan.denied(&refusing, &counts, now_us))),
-            Ok(Reserved::Granted { .. }) | Err(_) => Ok(()),
+            Ok(Reserved::Refused { refusing, counts }) if plan.is_last_word(&refusing, &counts, largest) => {
+                Err(Box::new(plan.denied(&refusing, &counts, now_us)))
+            }
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

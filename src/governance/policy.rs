@@ -107,6 +107,11 @@ impl Policy {
         self.limits.iter().map(|named| &named.limit)
     }
 
+    /// True when the limits that concern a request are known although its model may not be.
+    pub(super) fn is_planned_by(&self, model: Option<&str>) -> bool {
+        model.is_some() || !self.has_model_limits
+    }
+
     /// The counters a request for `model` charges; `None`: those of limits over all models.
     pub(super) fn plan(&self, model: Option<&str>, now_us: i64) -> Arc<Plan> {
         let model = model.filter(|_| self.has_model_limits);
@@ -209,14 +214,23 @@ impl Plan {
         })
     }
 
+    /// True when no limit on tokens can make a request of at most `largest` tokens wait longer than `refusing` does.
+    pub(super) fn is_last_word(&self, refusing: &[Refusing], counts: &[Count], largest: u64) -> bool {
+        let wait_us = refusing.iter().map(|one| one.retry.wait_us()).max().unwrap_or(0);
+        self.charges.iter().zip(counts).all(|(charge, count)| match (charge.key.resource, charge.hard) {
+            (Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens, Some(amount)) => {
+                let left = amount.saturating_sub(count.used).saturating_sub(count.held);
+                left >= largest.min(amount) || count.reset_after_us <= wait_us
+            }
+            _ => true,
+        })
+    }
+
     /// The refusal, named after the limit that makes the caller wait longest.
     pub(super) fn denied(&self, refusing: &[Refusing], counts: &[Count], now_us: i64) -> Denied {
         let worst = refusing
             .iter()
-            .max_by_key(|one| match one.retry {
-                Retry::After(us) | Retry::Estimate(us) => us,
-                Retry::Never => i64::MAX,
-            })
+            .max_by_key(|one| one.retry.wait_us())
             .expect("a refusal names at least one counter that refused");
         let mark = self
             .marks

@@ -393,6 +393,16 @@ pub enum Retry {
     Never,
 }
 
+impl Retry {
+    /// The wait in microseconds; the longest there is for what never passes.
+    pub fn wait_us(self) -> i64 {
+        match self {
+            Self::After(us) | Self::Estimate(us) => us,
+            Self::Never => i64::MAX,
+        }
+    }
+}
+
 /// The state of one counter after an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Count {

@@ -10,7 +10,7 @@ use super::permit::ledger_row;
 use super::ports::{
     CounterKey, Counters, Extent, JournalEntry, PolicyTables, Records, Restored, StoreError, WindowKind,
 };
-use super::records::{KeyId, RequestRecord, Status, UserId};
+use super::records::{KeyId, LedgerRecord, RequestRecord, Status, UserId};
 
 /// Charges every open reservation with what was journalled for it, exactly once.
 pub(super) async fn recover(records: &dyn Records, clock: &dyn Clock) -> Result<(), StartError> {
@@ -41,7 +41,7 @@ pub(super) async fn restore(
     let now_us = clock.now_us();
     // Limits of single keys are few; all keys that have any are read once.
     limits.read_keys(records).await?;
-    let rows = windows(records, &limits, now_us).await?;
+    let rows = windows(records, &limits, now_us, clock.steady_us()).await?;
     counters.restore(rows).await?;
     let rows = calendars(records, &limits, now_us).await?;
     counters.restore(rows).await?;
@@ -101,7 +101,12 @@ impl<'a> Limits<'a> {
     }
 }
 
-async fn windows(records: &dyn Records, limits: &Limits<'_>, now_us: i64) -> Result<Vec<Restored>, StoreError> {
+async fn windows(
+    records: &dyn Records,
+    limits: &Limits<'_>,
+    now_us: i64,
+    steady_us: i64,
+) -> Result<Vec<Restored>, StoreError> {
     let length = |limit: &Limit| match limit.window {
         Window::Sliding(rate) => Some(rate.length_us()),
         _ => None,
@@ -113,6 +118,7 @@ async fn windows(records: &dyn Records, limits: &Limits<'_>, now_us: i64) -> Res
     let since_us = now_us.saturating_sub(longest_us).saturating_sub(longest_us / 60 + 1);
     let mut restored = Vec::new();
     for row in records.ledger_since(since_us).await? {
+        let shift_us = shift(&row);
         for (key, _) in limits.counters_of(&row.request) {
             if !matches!(key.window, WindowKind::Sliding(_)) {
                 continue;
@@ -120,13 +126,21 @@ async fn windows(records: &dyn Records, limits: &Limits<'_>, now_us: i64) -> Res
             restored.extend(row.charged.iter().map(|extent| Restored {
                 key: key.clone(),
                 used: charged(extent, key.resource),
-                at_us: extent.at_us,
+                at_us: extent.at_us.saturating_add(shift_us).min(steady_us),
                 bounds: None,
             }));
         }
     }
     restored.retain(|one| one.used > 0);
     Ok(restored)
+}
+
+/// How far the steady clock of the process that charged a row had come apart from the wall clock, by which this process
+/// counts on: the machine slept, or its clock was set. Less than a second is the clocks' own drift.
+fn shift(row: &LedgerRecord) -> i64 {
+    const DRIFT_US: i64 = 1_000_000;
+    let shift_us = row.charged.first().map_or(0, |first| row.request.admitted_at_us.saturating_sub(first.at_us));
+    if shift_us.saturating_abs() <= DRIFT_US { 0 } else { shift_us }
 }
 
 async fn calendars(records: &dyn Records, limits: &Limits<'_>, now_us: i64) -> Result<Vec<Restored>, StoreError> {

@@ -150,7 +150,8 @@ impl SlidingWindow {
 
     /// When the newest charge leaves and the window is whole again; `None` when it is whole now.
     pub fn whole_again_us(&self) -> Option<i64> {
-        self.grains.back().map(|grain| self.leaves_at(grain.index))
+        // What was given back in full counts no more, although its sub-window is still kept.
+        self.grains.iter().rev().find(|grain| grain.charged > 0).map(|grain| self.leaves_at(grain.index))
     }
 
     fn index(&self, now_us: i64) -> i64 {
@@ -266,6 +267,17 @@ mod tests {
     #[test]
     fn a_request_larger_than_the_amount_is_told_that_it_never_fits() {
         assert_eq!(SlidingWindow::new(60_000_000).check(101, 100, 0), Err(Wait::Never));
+    }
+
+    #[test]
+    fn a_charge_given_back_in_full_delays_nothing() {
+        let mut window = SlidingWindow::new(60_000_000);
+        window.charge(1, 0);
+        let ticket = window.hold(40, 30_000_000);
+        window.settle(ticket, 40, 0);
+        assert_eq!((window.charged(), window.whole_again_us()), (1, Some(61_000_000)));
+        window.forget(61_000_000);
+        assert_eq!((window.charged(), window.whole_again_us()), (0, None));
     }
 
     #[test]

@@ -117,10 +117,7 @@ impl Governor {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let user = self.0.records.user(actor.user).await?.ok_or(ServiceError::NotFound("user"))?;
-            let parent = match &actor.key {
-                Some(id) => self.0.records.key(id).await?.map(|(key, _)| key),
-                None => None,
-            };
+            let parent = self.parent(actor).await?;
             let (record, secret) = self.new_key(&user, parent.as_ref(), &new).await?;
             if self.commit(&tables, vec![Change::PutKey(record.clone())]).await? {
                 return Ok(self.issued(record, &user, secret));
@@ -138,7 +135,9 @@ impl Governor {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let user = self.user_record(user).await?;
-            let (record, secret) = self.new_key(&user, None, &new).await?;
+            // What an administrator makes for others is administration; for themselves it is a key made with a key.
+            let parent = if user.id == actor.user { self.parent(actor).await? } else { None };
+            let (record, secret) = self.new_key(&user, parent.as_ref(), &new).await?;
             if self.commit(&tables, vec![Change::PutKey(record.clone())]).await? {
                 return Ok(self.issued(record, &user, secret));
             }
@@ -235,6 +234,15 @@ impl Governor {
             keys.push(self.key_view(record, name));
         }
         Ok(KeyPage { keys, next })
+    }
+
+    /// The key the caller came with; it may have ended since then.
+    async fn parent(&self, actor: &Principal) -> Result<Option<KeyRecord>, ServiceError> {
+        let Some(id) = &actor.key else { return Ok(None) };
+        match self.0.records.key(id).await? {
+            Some((key, user)) if user.active && key.is_live(self.0.clock.now_us()) => Ok(Some(key)),
+            _ => Err(ServiceError::Forbidden("Access denied. The key in use is no longer valid.".into())),
+        }
     }
 
     async fn new_key(

@@ -258,6 +258,10 @@ impl Table {
             let fixed = need.fixed(charge.key.resource);
             let elastic = Need::is_elastic(charge.key.resource);
             let least = fixed + if elastic { need.completion_least } else { 0 };
+            if least == 0 && !elastic {
+                // It takes nothing here: a counter that was filled under a higher amount is not its business.
+                continue;
+            }
             let counter = self.get(counters[i]);
             match counter.retry(tickets[i], least, amount, now) {
                 Err(retry) => refusing.push(Refusing { charge: i, requested: least, retry }),
