@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 use crate::support::{TestApp, exchange, exchange_slowly};
 
@@ -122,6 +123,49 @@ async fn who_sends_slowly_is_cut_off() {
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert!(answer.contains("did not arrive within"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let app = TestApp::new().tier("slow", |tier| tier.limit("1 requests / 1h")).start().await;
+    let key = app.key("slow").await.key.unwrap();
+    let send = async |path: &str, key: &str| {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\nconnection: close\r\ncontent-length: 8000000\r\n\r\n"
+        );
+        exchange(app.address, &[head.into_bytes(), vec![b' '; 8_000_000]].concat()).await
+    };
+    let stranger = send("/v1/chat/completions", "nobody").await;
+    assert!(stranger.starts_with("HTTP/1.1 401 "), "{stranger}");
+    let user = send("/admin/v1/tiers", &key).await;
+    assert!(user.starts_with("HTTP/1.1 403 "), "{user}");
+    let actor = app.anonymous().with_key(&key);
+    assert_eq!(actor.complete(json!([65]), json!({"max_tokens": 1})).await.status, 200);
+    let spent = send("/v1/completions", &key).await;
+    assert!(spent.starts_with("HTTP/1.1 429 ") && spent.contains("retry-after: "), "{spent}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_answers_is_cut_off() {
+    let app = TestApp::new()
+        .api(|api| {
+            api.stall_timeout = Duration::from_millis(300);
+            api.max_connections = 1;
+        })
+        .start()
+        .await;
+    let mut greedy = tokio::net::TcpStream::connect(app.address).await.unwrap();
+    let ask = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    // Asks without ever reading, until the server can say no more and stops listening.
+    while let Ok(sent) = tokio::time::timeout(Duration::from_millis(100), greedy.write_all(&ask)).await {
+        if sent.is_err() {
+            break;
+        }
+    }
+    let next = tokio::time::timeout(Duration::from_secs(10), exchange(app.address, PROBE));
+    assert!(next.await.expect("the one place is free again").starts_with("HTTP/1.1 200 "));
+}
+
+const PROBE: &[u8] = b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
 #[tokio::test]
 async fn bytes_that_are_not_http_end_the_connection_and_nothing_else() {

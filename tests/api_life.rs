@@ -86,6 +86,14 @@ async fn a_full_queue_is_503_with_retry_after_and_costs_nothing() {
 }
 
 #[tokio::test]
+async fn an_answer_that_takes_too_long_is_an_error_that_need_not_be_tried_again() {
+    let app = endless(TestApp::new()).api(|api| api.generation_timeout = Duration::from_millis(100)).start().await;
+    let late = app.user("ann", &[]).await.chat_with("hello", json!({"max_tokens": 1500})).await;
+    assert_eq!((late.status, late.json()["error"]["type"].as_str()), (503, Some("unavailable_error")));
+    assert_eq!((late.header("retry-after"), late.header("x-should-retry")), ("5", "false"));
+}
+
+#[tokio::test]
 async fn metrics_are_readable_without_a_credential_and_name_no_user() {
     let app = TestApp::new().start().await;
     let user = app.user("a-very-special-name", &[]).await;

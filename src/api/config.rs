@@ -15,7 +15,7 @@ pub struct Config {
     pub max_headers: usize,
     /// The longest time for a client to send its headers, and again for its body.
     pub read_timeout: Duration,
-    /// How long a finished answer waits for a reader that takes nothing.
+    /// How long an answer waits for a reader that takes nothing; then its connection is closed.
     pub stall_timeout: Duration,
     /// The longest time from admission to the last token.
     pub generation_timeout: Duration,

@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod models;
 mod openai;
+mod patient;
 mod request_context;
 mod router;
 mod server;

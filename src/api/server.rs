@@ -19,6 +19,7 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use super::config::Config;
+use super::patient::Patient;
 use super::source::Peer;
 
 /// Hyper's read buffer a connection, which bounds the size of all headers together.
@@ -45,6 +46,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: &Config, stop:
             accepted = accept(&listener, &slots) => accepted,
         };
         if let Some((stream, peer, slot)) = accepted {
+            let stream = Patient::new(stream, config.stall_timeout);
             let (http, router, stop) = (http.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
                 converse(http, stream, peer, router, stop).await;
@@ -62,7 +64,13 @@ type Accepted = (TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit);
 async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<Accepted> {
     let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, slot)),
+        Ok((stream, peer)) => {
+            // Tokens are small writes that must leave at once.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "cannot switch off write coalescing");
+            }
+            Some((stream, peer, slot))
+        }
         Err(error) => {
             warn!(%error, "cannot accept a connection");
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -71,11 +79,7 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<Accept
     }
 }
 
-async fn converse(http: http1::Builder, stream: TcpStream, peer: SocketAddr, router: Router, stop: CancellationToken) {
-    // Tokens are small writes that must leave at once.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "cannot switch off write coalescing");
-    }
+async fn converse(http: http1::Builder, stream: Patient, peer: SocketAddr, router: Router, stop: CancellationToken) {
     let service = service_fn(move |request| answer(router.clone(), peer, request));
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

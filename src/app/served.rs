@@ -97,8 +97,10 @@ impl Served {
 
     /// Serves until `stop` resolves, then finishes what runs, writes the ledger and ends.
     ///
+    /// Generations that still run at the end of the drain time end with an error and are charged nothing.
+    ///
     /// # Errors
-    /// Generations were still running at the end of the drain time; they are settled with what they had used.
+    /// None so far.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         stop.await;
         self.parts.stop().await;
@@ -128,7 +130,7 @@ impl Parts {
             engine.drain();
         }
         if !self.lifecycle.drained(self.drain_timeout).await {
-            warn!("the drain time is over; what still runs is ended now and settled with what it used");
+            warn!("the drain time is over; what still runs ends with an error now and is charged nothing");
         }
         for engine in &self.engines {
             engine.shutdown().await;

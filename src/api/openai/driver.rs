@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::wire;
 use super::writer::finish_word;
-use crate::api::error::{ApiError, Kind};
+use crate::api::error::ApiError;
 use crate::api::limits::denied_detail;
 use crate::engine::{Event, EventStream, Failure, FinishReason, TokenLogprob, TokenUsage};
 use crate::governance::ports::StoreError;
@@ -392,7 +392,9 @@ fn failure_error(failure: Failure, id: Uuid) -> ApiError {
 }
 
 fn too_long(most: Duration) -> ApiError {
-    ApiError::new(Kind::Unavailable, format!("The answer took longer than {} seconds.", most.as_secs()))
+    let message = format!("The answer took longer than {} seconds.", most.as_secs());
+    // The same request would take as long again.
+    ApiError::unavailable(message, PAUSE).with_should_retry(false)
 }
 
 fn unrecorded() -> ApiError {

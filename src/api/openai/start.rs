@@ -141,7 +141,12 @@ async fn on_pool<T: Send + 'static>(
     api: &Api,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    let _slot = api.tokenizing.acquire().await.expect("the semaphore is never closed");
+    let slot = Arc::clone(&api.tokenizing).acquire_owned().await.expect("the semaphore is never closed");
+    let work = move || {
+        // Held by the work itself: a client that leaves does not end it, and must not make room for more.
+        let _slot = slot;
+        work()
+    };
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => {
@@ -282,7 +287,7 @@ async fn submit_all(
         match plan.ready.engine.submit(request) {
             Ok(stream) => flights.push(Flight::new(stream, granted, most)),
             Err(refused) => {
-                let error = submit_error(&refused, caller);
+                let error = submit_error(&refused, caller, plan);
                 abandon(permit, flights.into_iter().map(|flight| flight.stream)).await;
                 api.metrics.refused(error.reason());
                 return Err(error);
@@ -356,14 +361,15 @@ fn random_seed() -> Result<u64, ApiError> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn submit_error(error: &SubmitError, caller: &Caller) -> ApiError {
+fn submit_error(error: &SubmitError, caller: &Caller, plan: &Plan) -> ApiError {
     match error {
         SubmitError::QueueFull { retry_after } => ApiError::overloaded(*retry_after),
         SubmitError::Draining | SubmitError::Stopped => {
             ApiError::unavailable("The server is stopping. Please retry.", LOADING_PAUSE)
         }
         SubmitError::PromptTooLong { prompt_tokens, limit } => {
-            too_long("messages", format!("The prompt has {prompt_tokens} tokens, at most {limit} fit."))
+            let param = if plan.continues_text { "prompt" } else { "messages" };
+            too_long(param, format!("The prompt has {prompt_tokens} tokens, at most {limit} fit."))
         }
         SubmitError::Invalid { what } => {
             tracing::error!(request.id = %caller.context.id, what, "the engine refused a checked request");
