@@ -13,6 +13,7 @@ mod governance;
 mod governance_accounts;
 mod governance_crash;
 mod governance_house;
+mod process;
 mod source_text;
 mod store_contract;
 mod support;
