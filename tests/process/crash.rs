@@ -29,7 +29,7 @@ async fn every_answer_seen_completed_before_kill_9_is_on_the_ledger_once() {
         while asked.load(Ordering::Relaxed) < 3 * CLIENTS {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        server.signal("-KILL").await;
+        server.signal("-KILL");
     };
     let (seen, ()) = tokio::join!(load, killer);
     let seen: Seen = seen.into_iter().flatten().collect();
@@ -39,7 +39,7 @@ async fn every_answer_seen_completed_before_kill_9_is_on_the_ledger_once() {
     // A start recovers what the kill left open; a second one must find nothing more to recover.
     for _ in 0..2 {
         let mut server = ServerProcess::start(folder.path(), &[]).await;
-        server.signal("-TERM").await;
+        server.signal("-TERM");
         assert!(server.ended().await.success());
     }
     let config = store::Config { data_dir: folder.path().into(), ..store::Config::default() };
@@ -66,7 +66,11 @@ async fn assert_sums_match_rows(records: &dyn Records, seen: &Seen, asked: u64) 
     assert_eq!(summed, tokens);
 }
 
-async fn ask_until_the_server_dies(server: &ServerProcess, client: u64, asked: Arc<AtomicU64>) -> Vec<(Uuid, (u64, u64))> {
+async fn ask_until_the_server_dies(
+    server: &ServerProcess,
+    client: u64,
+    asked: Arc<AtomicU64>,
+) -> Vec<(Uuid, (u64, u64))> {
     let mut seen = Vec::new();
     for nth in 0.. {
         let body = chat_body("Tell me about limits.", client * 1000 + nth);

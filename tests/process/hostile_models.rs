@@ -89,7 +89,7 @@ async fn broken_models_are_named_and_the_good_one_beside_them_is_served() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_without_any_usable_model_says_why_and_ends() {
     let folder = tempfile::tempdir().unwrap();
-    let (status, output) = failed_start(folder.path(), &["--model", "gone=/nonexistent/model"]).await;
+    let (status, output) = failed_start(folder.path(), &["--model", "gone=/nonexistent/model"]);
     assert!(!status.success());
     assert!(output.contains("/nonexistent/model"), "{output}");
     assert!(!output.contains("panicked"), "{output}");

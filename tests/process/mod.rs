@@ -1,6 +1,7 @@
 //! The program itself, started as a user starts it: the bundled model, real sockets, real signals.
 
 mod crash;
+mod demo_model;
 mod hostile_models;
 mod parallel;
 mod secrecy;

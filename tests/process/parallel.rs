@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::server::ServerProcess;
 
 const CLIENTS: u64 = 64;
+const TEMPERATURES: [f64; 5] = [0.0, 0.5, 0.8, 1.0, 1.3];
 const QUESTIONS: [&str; 8] = [
     "Hello!",
     "What is a tier?",
@@ -19,12 +20,13 @@ const QUESTIONS: [&str; 8] = [
 
 /// A request whose sampling settings differ from every other client's.
 fn body_of(client: u64) -> Value {
+    let nth = client as usize;
     let mut body = json!({
         "model": "demo",
         "seed": 1000 + client,
         "max_tokens": 8 + client % 41,
-        "temperature": [0.0, 0.5, 0.8, 1.0, 1.3][client as usize % 5],
-        "messages": [{"role": "user", "content": QUESTIONS[client as usize % QUESTIONS.len()]}],
+        "temperature": (TEMPERATURES[nth % TEMPERATURES.len()]),
+        "messages": [{"role": "user", "content": (QUESTIONS[nth % QUESTIONS.len()])}],
     });
     let extra = match client % 8 {
         0 => json!({"top_p": 0.9}),

@@ -1,12 +1,12 @@
 //! Starts `millgate serve` as a child process and talks to it over HTTP.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
 /// The administrator's key of every server started here.
@@ -86,16 +86,22 @@ impl ServerProcess {
     }
 
     /// Sends a signal by its number.
-    pub(super) async fn signal(&self, signal: &str) {
-        let id = self.child.id().expect("the server runs").to_string();
-        let sent = Command::new("kill").args([signal, &id]).status().await.expect("`kill` is on every Debian machine");
+    pub(super) fn signal(&self, signal: &str) {
+        let id = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().expect("`kill` is on every Debian machine");
         assert!(sent.success(), "kill {signal} {id}");
     }
 
     /// Waits for the end after a signal.
     pub(super) async fn ended(&mut self) -> ExitStatus {
-        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
-        ended.expect("the server ends within its drain time").expect("a child can be waited for")
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the server never ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Everything printed since the start, after the end.
@@ -109,10 +115,17 @@ impl ServerProcess {
     }
 }
 
-/// Runs `millgate serve` that is expected to fail, and returns its status and everything it printed.
-pub(super) async fn failed_start(data_dir: &Path, arguments: &[&str]) -> (ExitStatus, String) {
-    let output = tokio::time::timeout(PATIENCE, serve_command(data_dir, arguments).output()).await;
-    let output = output.expect("a failing start ends by itself").expect("the binary was built with the tests");
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs `millgate serve` that is expected to fail by itself, and returns its status and everything it printed.
+pub(super) fn failed_start(data_dir: &Path, arguments: &[&str]) -> (ExitStatus, String) {
+    let output = serve_command(data_dir, arguments).output().expect("the binary was built with the tests");
     let text = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8_lossy(&text).into_owned())
 }
@@ -136,16 +149,14 @@ fn serve_command(data_dir: &Path, arguments: &[&str]) -> Command {
         .env_remove("MILLGATE_CONFIG")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
+        .stderr(Stdio::piped());
     command
 }
 
-fn follow(pipe: impl AsyncRead + Unpin + Send + 'static, sender: mpsc::UnboundedSender<String>) {
-    #[expect(clippy::disallowed_methods, reason = "ends with the pipe, which ends with the child")]
-    tokio::spawn(async move {
-        let mut lines = BufReader::new(pipe).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
+/// Passes every line on; the thread ends with the pipe, which ends with the child.
+fn follow(pipe: impl Read + Send + 'static, sender: mpsc::UnboundedSender<String>) {
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             if sender.send(line).is_err() {
                 break;
             }

@@ -19,7 +19,7 @@ async fn a_stream_in_flight_finishes_after_sigterm_and_the_exit_status_is_0() {
     assert_eq!(reply.status(), 200);
     let mut stream = reply.bytes_stream();
     let mut text = String::from_utf8_lossy(&stream.next().await.unwrap().unwrap()).into_owned();
-    server.signal("-TERM").await;
+    server.signal("-TERM");
     while let Some(piece) = stream.next().await {
         text.push_str(&String::from_utf8_lossy(&piece.expect("the stream is not cut")));
     }
@@ -32,7 +32,7 @@ async fn a_stream_in_flight_finishes_after_sigterm_and_the_exit_status_is_0() {
 async fn a_second_server_on_the_same_data_is_refused_with_a_reason() {
     let folder = tempfile::tempdir().unwrap();
     let server = ServerProcess::start(folder.path(), &[]).await;
-    let (status, output) = failed_start(folder.path(), &[]).await;
+    let (status, output) = failed_start(folder.path(), &[]);
     assert!(!status.success());
     assert!(output.contains("in use by another process"), "{output}");
     assert_eq!(server.get("/readyz").send().await.unwrap().status(), 200);
@@ -42,7 +42,7 @@ async fn a_second_server_on_the_same_data_is_refused_with_a_reason() {
 async fn an_idle_server_stops_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut server = ServerProcess::start(folder.path(), &[]).await;
-    server.signal("-TERM").await;
+    server.signal("-TERM");
     let ended = tokio::time::timeout(Duration::from_secs(60), server.ended()).await.unwrap();
     assert!(ended.success());
     let output = server.rest_of_output().await;
