@@ -24,7 +24,6 @@ pub(super) struct ServerProcess {
 
 /// A whole answer to a generation.
 pub(super) struct Answer {
-    pub(super) request_id: String,
     pub(super) body: Value,
 }
 
@@ -79,10 +78,9 @@ impl ServerProcess {
     pub(super) async fn chat(&self, body: &Value) -> Answer {
         let reply = self.post("/v1/chat/completions", body).send().await.expect("the server answers");
         let status = reply.status();
-        let request_id = reply.headers()["x-millgate-request-id"].to_str().expect("ids are ASCII").to_owned();
         let body: Value = reply.json().await.expect("answers are JSON");
         assert_eq!(status, 200, "{body}");
-        Answer { request_id, body }
+        Answer { body }
     }
 
     /// Sends a signal by its number.
