@@ -30,7 +30,7 @@ async fn nothing_that_is_said_and_no_key_is_ever_logged() {
     }
     let wrong = server.get("/v1/me").header("x-api-key", key).header("x-request-id", PROMPT).send().await.unwrap();
     assert_eq!(wrong.status(), 200);
-    server.signal("-TERM").await;
+    server.signal("-TERM");
     assert!(server.ended().await.success());
 
     let printed = server.rest_of_output().await;
