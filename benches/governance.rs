@@ -84,7 +84,7 @@ fn in_memory(c: &mut Criterion, runtime: &Runtime, stage: &Stage) {
         b.iter(|| runtime.block_on(stage.governor.authenticate(&stage.credential, HERE)).expect("valid"));
     });
     group.bench_function("peek over six limits", |b| {
-        b.iter(|| runtime.block_on(stage.governor.peek(&stage.who, Some("m"))).expect("plenty left"));
+        b.iter(|| runtime.block_on(stage.governor.peek(&stage.who, Some("m"), 2048)).expect("plenty left"));
     });
     group.finish();
 }
