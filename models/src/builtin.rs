@@ -16,33 +16,14 @@ pub(crate) struct BundledFiles {
     weights: &'static [u8],
 }
 
-#[cfg(bundled_demo)]
-static DEMO: BundledFiles = BundledFiles {
+/// The demo model's files.
+pub(crate) static DEMO: BundledFiles = BundledFiles {
     config: include_bytes!("../demo/config.json"),
     tokenizer: include_bytes!("../demo/tokenizer.json"),
     tokenizer_config: include_bytes!("../demo/tokenizer_config.json"),
     generation_config: include_bytes!("../demo/generation_config.json"),
     weights: include_bytes!("../demo/model.safetensors"),
 };
-
-/// The demo model's files.
-///
-/// # Errors
-/// [`LoadError::NotBundled`] in a program built without them.
-#[cfg(bundled_demo)]
-#[expect(clippy::unnecessary_wraps, reason = "a build without the files has the same function")]
-pub(crate) fn demo() -> Result<&'static BundledFiles, LoadError> {
-    Ok(&DEMO)
-}
-
-/// The demo model's files.
-///
-/// # Errors
-/// [`LoadError::NotBundled`], because this program was built without them.
-#[cfg(not(bundled_demo))]
-pub(crate) fn demo() -> Result<&'static BundledFiles, LoadError> {
-    Err(LoadError::NotBundled)
-}
 
 #[derive(Deserialize)]
 struct TokenizerConfig {

@@ -71,7 +71,7 @@ impl Checkpoint {
         match source {
             Source::Folder(path) => Self::open_folder(path),
             Source::Gguf(path) => Self::open_gguf(path),
-            Source::Builtin(Demo) => Self::open_bundled(builtin::demo()?),
+            Source::Builtin(Demo) => Self::open_bundled(&builtin::DEMO),
             Source::Hub { .. } => Err(LoadError::NotLocal { source_text: source.to_string() }),
         }
     }

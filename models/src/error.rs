@@ -18,9 +18,6 @@ pub enum LoadError {
         /// The folder.
         path: PathBuf,
     },
-    /// The program was built without the demo model's files.
-    #[error("this program was built without the demo model; name another source")]
-    NotBundled,
     /// The source has to be downloaded first.
     #[error("`{source_text}` is not on this machine")]
     NotLocal {

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Response};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use futures::FutureExt;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use super::error::{ApiError, in_one_shape};
@@ -18,6 +18,8 @@ const CLIENT_ID: HeaderName = HeaderName::from_static("x-request-id");
 const OWN_ID: HeaderName = HeaderName::from_static("x-millgate-request-id");
 /// Longer ids than this are not echoed.
 const MAX_ID_LENGTH: usize = 128;
+/// Routes that machines ask every few seconds; their lines would drown the others.
+const PROBES: [&str; 4] = ["/livez", "/readyz", "/health", "/metrics"];
 
 /// The ids of a request.
 #[derive(Clone, Debug)]
@@ -53,7 +55,12 @@ pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, n
     response.headers_mut().insert(OWN_ID, id);
     let (status, elapsed) = (response.status().as_u16(), started.elapsed());
     api.metrics.answered(&route, status);
-    info!(request.id = %context.id, status, duration_ms = elapsed.as_millis() as u64, "{method} {route} answered {status}");
+    let duration_ms = elapsed.as_millis() as u64;
+    if PROBES.contains(&route.as_str()) {
+        debug!(request.id = %context.id, status, duration_ms, "{method} {route} answered {status}");
+    } else {
+        info!(request.id = %context.id, status, duration_ms, "{method} {route} answered {status}");
+    }
     response
 }
 

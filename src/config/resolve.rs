@@ -248,6 +248,10 @@ impl Place<'_> {
             return Err(self.wrong("engine", 0, "max_step", "a step takes time; 60ms is usual"));
         }
         let within = |name, value, most| self.within("engine", name, value, 1, most);
+        let wait = |name, span: Duration| match span.is_zero() {
+            true => Err(self.wrong("engine", 0, name, "with no time at all every request would end at once")),
+            false => Ok(span),
+        };
         Ok(EngineConfig {
             max_step,
             max_running: raw.max_running.map(|running| within("max_running", running, 4096)).transpose()?,
@@ -261,8 +265,8 @@ impl Place<'_> {
                 raw.queue_tokens.unwrap_or(usual.max_queue_tokens),
                 1_000_000_000,
             )?,
-            queue_timeout: raw.queue_timeout.map_or(usual.queue_timeout, |span| span.0),
-            park_timeout: raw.park_timeout.map_or(usual.park_timeout, |span| span.0),
+            queue_timeout: wait("queue_timeout", raw.queue_timeout.map_or(usual.queue_timeout, |span| span.0))?,
+            park_timeout: wait("park_timeout", raw.park_timeout.map_or(usual.park_timeout, |span| span.0))?,
             prefix_cache: raw.prefix_cache.unwrap_or(usual.prefix_cache),
             ..usual
         })
@@ -406,6 +410,7 @@ mod tests {
                 "`models[1].name` (line 6)",
             ),
             ("[[models]]\nname = \"a\"\nsource = \"builtin:x\"\n", "`models[0].source` (line 3)"),
+            ("[engine]\npark_timeout = \"0s\"\n", "`engine.park_timeout` (line 2)"),
             ("[engine]\nstep_tokens = 1\n", "`engine.step_tokens` (line 2)"),
             ("[server]\ncors_origins = [\"example.com\"]\n", "`server.cors_origins` (line 2)"),
             ("[server]\ntrusted_proxies = [\"10.0.0.0/99\"]\n", "`server.trusted_proxies` (line 2)"),
