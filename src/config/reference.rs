@@ -91,7 +91,7 @@ pub const KEYS: &[Key] = &[
         .about("Reuse the computed beginning of a prompt for the same user. Off only to measure."),
     key("memory", "limit", "bytes or share", "80%", "\"80%\"")
         .about("All models together: weights, workspaces and KV caches. A share is of what the machine or its control group allows."),
-    key("memory", "kv_cache", "bytes", "a quarter of what is left", "\"2GiB\"")
+    key("memory", "kv_cache", "bytes", "an equal part of what is left, at most 4GiB", "\"2GiB\"")
         .about("The KV cache of each model that does not set `kv_memory`. More lets more and longer conversations run together."),
     key("cpu", "threads", "threads", "the control group's quota, else physical cores", "8")
         .about("Worker threads of the one pool that all models share."),

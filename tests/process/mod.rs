@@ -1,4 +1,5 @@
 //! The program itself, started as a user starts it: the bundled model, real sockets, real signals.
+#![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 mod crash;
 mod demo_model;
