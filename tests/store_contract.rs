@@ -5,18 +5,23 @@ use std::sync::Arc;
 use millgate::governance::calendar;
 use millgate::governance::limits::{Limit, Window};
 use millgate::governance::ports::{
-    Change, Charge, CounterKey, Counters, Extent, JournalEntry, KeyFilter, Need, Records, Reserved, Restored, Retry,
-    StoreError, UsageGroup, UsageQuery,
+    Change, Charge, CounterKey, Counters, Edit, Extent, JournalEntry, KeyFilter, Need, Records, Reserved, Restored,
+    Retry, StoreError, UsageGroup, UsageQuery,
 };
 use millgate::governance::records::{
     KeyRecord, LOCAL_ISSUER, LedgerRecord, Membership, MembershipSource, RequestRecord, ReservationRecord, UserRecord,
 };
-use millgate::governance::{ManualClock, Status, Usage, UserId, keys, tiers};
+use millgate::governance::{Author, ManualClock, Status, Usage, UserId, keys, tiers};
 use millgate::store::{Config, MemoryCounters, SqliteRecords};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::governance_house::{MINUTE_US, NOON_US, open_store, used};
+
+/// Changes made by the server itself.
+fn edit(changes: Vec<Change>) -> Edit {
+    Edit { author: Author::server(), at_us: NOON_US, changes }
+}
 
 fn user(name: &str) -> UserRecord {
     UserRecord {
@@ -79,7 +84,7 @@ async fn keeps_what_it_is_given(records: &dyn Records) {
     let (first, second) = (key(&ann, 10), key(&ann, 20));
     let version = records.policy_version().await.expect("version");
     let changes = vec![Change::PutUser(ann.clone()), Change::PutKey(first.clone()), Change::PutKey(second.clone())];
-    let next = records.change(version, changes).await.expect("changed");
+    let next = records.change(version, edit(changes)).await.expect("changed");
     assert_eq!(next, version + 1);
     assert_eq!(records.key(&first.id).await.expect("key"), Some((first.clone(), ann.clone())));
     assert_eq!(records.user_by_subject(LOCAL_ISSUER, "ann").await.expect("user"), Some(ann.clone()));
@@ -93,7 +98,7 @@ async fn keeps_what_it_is_given(records: &dyn Records) {
     records.touch_keys(vec![(first.id.clone(), 42)]).await.expect("touched");
     assert_eq!(records.policy_version().await.expect("version"), next, "use is no change");
     let tiers: Vec<Change> = tiers::defaults().into_iter().map(Change::PutTier).collect();
-    records.change(next, tiers).await.expect("tiers");
+    records.change(next, edit(tiers)).await.expect("tiers");
     let tables = records.policy().await.expect("policy");
     let mut expected = tiers::defaults();
     expected.sort_by(|a, b| a.name.cmp(&b.name));
@@ -103,11 +108,11 @@ async fn keeps_what_it_is_given(records: &dyn Records) {
 async fn changes_all_or_nothing_and_only_at_the_expected_version(records: &dyn Records) {
     let ann = user("ann");
     let version = records.policy_version().await.expect("version");
-    records.change(version, vec![Change::PutUser(ann.clone())]).await.expect("changed");
-    let stale = records.change(version, vec![Change::PutUser(user("bob"))]).await;
+    records.change(version, edit(vec![Change::PutUser(ann.clone())])).await.expect("changed");
+    let stale = records.change(version, edit(vec![Change::PutUser(user("bob"))])).await;
     assert!(matches!(stale, Err(StoreError::Changed { found, .. }) if found == version + 1));
     let clash = vec![Change::PutUser(user("cid")), Change::PutUser(user("ann"))];
-    let clash = records.change(version + 1, clash).await;
+    let clash = records.change(version + 1, edit(clash)).await;
     assert!(matches!(clash, Err(StoreError::Exists { .. })), "{clash:?}");
     assert_eq!(records.policy_version().await.expect("version"), version + 1);
     assert_eq!(records.users(None, 10).await.expect("users"), [ann], "nothing of the failed ones");
@@ -259,7 +264,7 @@ async fn a_locked_database_is_an_error_value_and_owed_rows_are_written_later() {
     let closed = row(request(&ann, NOON_US), used(3, 4), Status::Completed);
     let error = records.submit(JournalEntry::Close(closed.clone())).await.expect_err("locked");
     assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
-    assert!(records.change(0, vec![Change::PutUser(ann)]).await.is_err());
+    assert!(records.change(0, edit(vec![Change::PutUser(ann)])).await.is_err());
     sqlx::query("ROLLBACK").execute(&mut *lock).await.expect("released");
     let other = row(request(&user("bob"), NOON_US), used(1, 1), Status::Completed);
     records.submit(JournalEntry::Close(other)).await.expect("written");

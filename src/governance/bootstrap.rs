@@ -2,11 +2,12 @@
 
 use uuid::Uuid;
 
+use super::audit::Author;
 use super::config::{Config, Secret};
 use super::error::StartError;
 use super::keys::{self, BOOTSTRAP_ID, BOOTSTRAP_MIN};
 use super::policy::ADMINS;
-use super::ports::{Change, Records, StoreError};
+use super::ports::{Change, Edit, Records, StoreError};
 use super::records::{KeyId, KeyRecord, LOCAL_ISSUER, Membership, MembershipSource, UserId, UserRecord};
 use super::tiers;
 
@@ -33,7 +34,8 @@ pub(super) async fn run(records: &dyn Records, config: &Config, now_us: i64) -> 
         if changes.is_empty() {
             return Ok(first);
         }
-        match records.change(version, changes).await {
+        let edit = Edit { author: Author::server(), at_us: now_us, changes };
+        match records.change(version, edit).await {
             Ok(_) => return Ok(first),
             Err(StoreError::Changed { .. }) => {}
             Err(error) => return Err(error.into()),

@@ -86,7 +86,7 @@ impl Governor {
             return Err(AuthFailure::Unavailable);
         }
         match core.identities.verify(core.records.as_ref(), credential, now_us).await {
-            Ok(Some(principal)) => Ok(principal),
+            Ok(Some(principal)) => Ok(Principal { address: Some(source), ..principal }),
             Ok(None) => Err(match core.edge.failed(source) {
                 Ok(()) => AuthFailure::Invalid,
                 Err(retry_after) => AuthFailure::Throttled { retry_after },

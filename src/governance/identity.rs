@@ -141,6 +141,7 @@ impl Identities {
             is_admin: groups.iter().any(|group| group == ADMINS),
             groups: groups.into(),
             key: key.map(|key| key.id.clone()),
+            address: None,
             cache_salt: self.salt(user.id),
         }
     }

@@ -5,6 +5,7 @@
 //! `limits`, `tiers`, `reservation`) is pure and takes the time as an argument.
 
 mod accounts;
+mod audit;
 mod bootstrap;
 pub mod calendar;
 pub mod clock;
@@ -30,6 +31,7 @@ pub use accounts::{
     Affected, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me, ModelPatch, NewKey, NewTier, NewUser,
     TierPatch, UserPatch,
 };
+pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, Secret};

@@ -1,9 +1,11 @@
 //! What one caller may do: the tier their groups give them, the limits that apply, the models they see.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::audit::Author;
 use super::calendar;
 use super::error::{Denied, LimitStanding};
 use super::limits::{Limit, Mode, Resource, Scope, Window};
@@ -31,8 +33,18 @@ pub struct Principal {
     pub policy: Arc<Policy>,
     /// Whether they administer this server.
     pub is_admin: bool,
+    /// The address this request came from.
+    pub address: Option<IpAddr>,
     /// Separates this user's cached prefixes from everybody else's.
     pub(super) cache_salt: [u8; 16],
+}
+
+impl Principal {
+    /// How the audit log names them.
+    pub fn author(&self) -> Author {
+        let user = Some(self.user).filter(|user| !user.0.is_nil());
+        Author { user, name: self.name.to_string(), key: self.key.clone(), address: self.address }
+    }
 }
 
 /// A limit with the words it is called by.

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::audit::Author;
 use super::calendar::Bounds;
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 pub use super::records::Extent;
@@ -97,6 +98,17 @@ pub enum Change {
     DeleteModel(String),
     /// Makes a group known so that it can be picked from.
     PutGroup(String),
+}
+
+/// Changes that belong together, with who makes them and when.
+#[derive(Debug, Clone)]
+pub struct Edit {
+    /// For the audit log.
+    pub author: Author,
+    /// Microseconds since the Unix epoch.
+    pub at_us: i64,
+    /// Applied in this order.
+    pub changes: Vec<Change>,
 }
 
 /// Which keys to list; newest first.
@@ -250,7 +262,7 @@ pub trait Records: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError::Changed`] when the version is no longer `expected`; nothing is applied then.
-    async fn change(&self, expected: u64, changes: Vec<Change>) -> Result<u64, StoreError>;
+    async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError>;
 
     /// Queues a journal entry; entries of one caller are written in order.
     fn submit(&self, entry: JournalEntry) -> Commit;

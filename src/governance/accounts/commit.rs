@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::governance::audit::Author;
 use crate::governance::error::ServiceError;
 use crate::governance::governor::Governor;
 use crate::governance::policy::Principal;
-use crate::governance::ports::{Change, PolicyTables, StoreError};
+use crate::governance::ports::{Change, Edit, PolicyTables, StoreError};
 use crate::governance::records::{UserId, UserRecord};
 
 /// Times a decision is made again because the policy changed meanwhile.
@@ -20,8 +21,14 @@ impl Governor {
     }
 
     /// Commits; `false`: the policy changed meanwhile, decide again.
-    pub(super) async fn commit(&self, tables: &PolicyTables, changes: Vec<Change>) -> Result<bool, ServiceError> {
-        match self.0.records.change(tables.version, changes).await {
+    pub(super) async fn commit(
+        &self,
+        author: Author,
+        tables: &PolicyTables,
+        changes: Vec<Change>,
+    ) -> Result<bool, ServiceError> {
+        let edit = Edit { author, at_us: self.0.clock.now_us(), changes };
+        match self.0.records.change(tables.version, edit).await {
             Ok(version) => {
                 // Before the answer: so the very next request here sees the change.
                 self.0.identities.saw_version(version);

@@ -119,7 +119,7 @@ impl Governor {
             let user = self.0.records.user(actor.user).await?.ok_or(ServiceError::NotFound("user"))?;
             let parent = self.parent(actor).await?;
             let (record, secret) = self.new_key(&user, parent.as_ref(), &new).await?;
-            if self.commit(&tables, vec![Change::PutKey(record.clone())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutKey(record.clone())]).await? {
                 return Ok(self.issued(record, &user, secret));
             }
         }
@@ -138,7 +138,7 @@ impl Governor {
             // What an administrator makes for others is administration; for themselves it is a key made with a key.
             let parent = if user.id == actor.user { self.parent(actor).await? } else { None };
             let (record, secret) = self.new_key(&user, parent.as_ref(), &new).await?;
-            if self.commit(&tables, vec![Change::PutKey(record.clone())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutKey(record.clone())]).await? {
                 return Ok(self.issued(record, &user, secret));
             }
         }
@@ -202,7 +202,7 @@ impl Governor {
                 return Err(ServiceError::NotFound("API key"));
             }
             record.revoked_at_us = Some(self.0.clock.now_us());
-            if self.commit(&tables, vec![Change::PutKey(record.clone())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutKey(record.clone())]).await? {
                 return Ok(self.key_view(record, user.name));
             }
         }

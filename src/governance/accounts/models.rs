@@ -1,6 +1,7 @@
 //! Models as governance knows them: declared by the server, published to tiers by administrators.
 
 use super::commit::{ATTEMPTS, busy, check_text, require_admin};
+use crate::governance::audit::Author;
 use crate::governance::error::ServiceError;
 use crate::governance::governor::Governor;
 use crate::governance::policy::Principal;
@@ -49,7 +50,7 @@ impl Governor {
                     changes.push(Change::PutModel(record));
                 }
             }
-            if changes.is_empty() || self.commit(&tables, changes).await? {
+            if changes.is_empty() || self.commit(Author::server(), &tables, changes).await? {
                 return Ok(());
             }
         }
@@ -125,7 +126,7 @@ impl Governor {
                 ..old.clone()
             };
             check_tiers(&tables, &model.published)?;
-            if self.commit(&tables, vec![Change::PutModel(model.clone())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutModel(model.clone())]).await? {
                 return Ok(model);
             }
         }
@@ -141,7 +142,7 @@ impl Governor {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let model = tables.models.iter().find(|model| model.name == name).ok_or(ServiceError::NotFound("model"))?;
-            if self.commit(&tables, vec![Change::DeleteModel(name.to_owned())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::DeleteModel(name.to_owned())]).await? {
                 return Ok(model.clone());
             }
         }

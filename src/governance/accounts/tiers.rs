@@ -110,7 +110,7 @@ impl Governor {
             check_level(&tables, &tier)?;
             let position = tables.tiers.iter().map(|other| other.position + 1).max().unwrap_or(0);
             let tier = TierRecord { position, ..tier.clone() };
-            if self.commit(&tables, put(&tier)).await? {
+            if self.commit(actor.author(), &tables, put(&tier)).await? {
                 return Ok(tier);
             }
         }
@@ -145,7 +145,7 @@ impl Governor {
             if patch.level.is_some_and(|level| level != old.level) {
                 check_level(&tables, &tier)?;
             }
-            if self.commit(&tables, put(&tier)).await? {
+            if self.commit(actor.author(), &tables, put(&tier)).await? {
                 return Ok(tier);
             }
         }
@@ -171,7 +171,7 @@ impl Governor {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let deleted = self.deletion(&tables, name).await?;
-            if self.commit(&tables, deletion_changes(&tables, name)).await? {
+            if self.commit(actor.author(), &tables, deletion_changes(&tables, name)).await? {
                 return Ok(deleted);
             }
         }
@@ -211,7 +211,7 @@ impl Governor {
             let plan = declared.plan(&tables.tiers, &self.0.config.new_tier_limits)?;
             let mut changes: Vec<Change> = plan.create.iter().chain(&plan.update).flat_map(put).collect();
             changes.extend(plan.delete.iter().flat_map(|tier| deletion_changes(&tables, &tier.name)));
-            if changes.is_empty() || self.commit(&tables, changes).await? {
+            if changes.is_empty() || self.commit(actor.author(), &tables, changes).await? {
                 return Ok(plan);
             }
         }

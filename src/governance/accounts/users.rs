@@ -73,7 +73,7 @@ impl Governor {
             if self.0.records.user_by_subject(LOCAL_ISSUER, &new.name).await?.is_some() {
                 return Err(ServiceError::Conflict(format!("user `{}` exists already", new.name)));
             }
-            if self.commit(&tables, vec![Change::PutUser(user.clone())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutUser(user.clone())]).await? {
                 return Ok(user);
             }
         }
@@ -100,7 +100,7 @@ impl Governor {
                 user.groups.sort();
             }
             user.active = patch.active.unwrap_or(user.active);
-            if self.commit(&tables, vec![Change::PutUser(user.clone())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutUser(user.clone())]).await? {
                 return Ok(user);
             }
         }
@@ -121,7 +121,7 @@ impl Governor {
             }
             let at_us = self.0.clock.now_us();
             let changes = vec![Change::RevokeKeysOf { user: user.id, at_us }, Change::DeleteUser(user.id)];
-            if self.commit(&tables, changes).await? {
+            if self.commit(actor.author(), &tables, changes).await? {
                 return Ok(user);
             }
         }
@@ -146,7 +146,7 @@ impl Governor {
         check_group(name)?;
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
-            if self.commit(&tables, vec![Change::PutGroup(name.to_owned())]).await? {
+            if self.commit(actor.author(), &tables, vec![Change::PutGroup(name.to_owned())]).await? {
                 return Ok(());
             }
         }

@@ -7,7 +7,7 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use super::journal::{begin, end};
 use super::rows::{self, column, failed, to_hex, to_json};
-use crate::governance::ports::{Change, KeyFilter, PolicyTables, StoreError};
+use crate::governance::ports::{Change, Edit, KeyFilter, PolicyTables, StoreError};
 use crate::governance::records::{
     KeyId, KeyRecord, Membership, MembershipSource, ModelRecord, TierRecord, UserId, UserRecord,
 };
@@ -24,13 +24,9 @@ impl From<sqlx::Error> for Failed {
 }
 
 /// Applies all changes in one transaction if the version is still `expected`.
-pub(super) async fn change(
-    connection: &mut SqliteConnection,
-    expected: u64,
-    changes: Vec<Change>,
-) -> Result<u64, StoreError> {
+pub(super) async fn change(connection: &mut SqliteConnection, expected: u64, edit: Edit) -> Result<u64, StoreError> {
     begin(connection).await.map_err(failed(CHANGE))?;
-    let applied = apply_all(connection, expected, changes).await;
+    let applied = apply_all(connection, expected, edit.changes).await;
     end(connection, applied).await.map_err(|Failed(error)| error)
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::open::SqliteRecords;
 use super::{ledger, policy};
 use crate::governance::ports::{
-    Change, Commit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
+    Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
 };
 use crate::governance::records::{KeyId, KeyRecord, LedgerRecord, ReservationRecord, UserId, UserRecord};
 
@@ -52,8 +52,8 @@ impl Records for SqliteRecords {
         policy::groups(&self.pool).await
     }
 
-    async fn change(&self, expected: u64, changes: Vec<Change>) -> Result<u64, StoreError> {
-        self.writer.change(expected, changes).await
+    async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError> {
+        self.writer.change(expected, edit).await
     }
 
     fn submit(&self, entry: JournalEntry) -> Commit {

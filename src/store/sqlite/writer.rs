@@ -10,19 +10,15 @@ use tokio::sync::{mpsc, oneshot};
 use super::group::Group;
 use super::rows::{failed, shared};
 use super::{journal, policy};
-use crate::governance::ports::{Change, Commit, JournalEntry, StoreError};
+use crate::governance::ports::{Commit, Edit, JournalEntry, StoreError};
 use crate::governance::records::{KeyId, LedgerRecord};
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// Something to write.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all commands are journal entries; a box would cost each an allocation"
-)]
 enum Command {
     Journal(JournalEntry, Answer<()>),
-    Change(u64, Vec<Change>, Answer<u64>),
+    Change(u64, Edit, Answer<u64>),
     Touch(Vec<(KeyId, i64)>, Answer<()>),
     Close(oneshot::Sender<()>),
 }
@@ -52,9 +48,9 @@ impl Writer {
         commit
     }
 
-    pub(super) async fn change(&self, expected: u64, changes: Vec<Change>) -> Result<u64, StoreError> {
+    pub(super) async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError> {
         let (answer, received) = oneshot::channel();
-        let _ = self.0.send(Command::Change(expected, changes, answer));
+        let _ = self.0.send(Command::Change(expected, edit, answer));
         received.await.unwrap_or(Err(StoreError::Closed))
     }
 
@@ -128,8 +124,8 @@ async fn write_journal(
 
 async fn write_other(connection: &mut SqliteConnection, command: Command) {
     match command {
-        Command::Change(expected, changes, answer) => {
-            let _ = answer.send(policy::change(connection, expected, changes).await);
+        Command::Change(expected, edit, answer) => {
+            let _ = answer.send(policy::change(connection, expected, edit).await);
         }
         Command::Touch(used, answer) => {
             let written = journal::touch(connection, &used).await.map_err(failed("note when keys were last used"));

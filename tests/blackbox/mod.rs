@@ -1,0 +1,1 @@
+//! What a user of the server we replace could check from outside, and what no such server promises yet; each test bears its id.
