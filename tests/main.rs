@@ -7,6 +7,7 @@ mod api_hostile;
 mod api_inference;
 mod api_life;
 mod api_limits;
+mod audit;
 mod blackbox;
 mod cli;
 mod engine;

@@ -1,5 +1,6 @@
 //! What our own endpoints take: bodies as fields, limits in either form, pages of lists.
 use axum::extract::Request;
+use jiff::Timestamp;
 use serde_json::Value;
 
 use super::body::read_body;
@@ -86,6 +87,22 @@ impl Query {
         }
     }
 
+    /// Takes a moment: epoch seconds, or RFC 3339.
+    ///
+    /// # Units
+    /// Microseconds since the Unix epoch.
+    pub(crate) fn take_moment(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
+        let Some(text) = self.take(name) else { return Ok(None) };
+        let seconds = || text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+        match text.parse().ok().or_else(seconds) {
+            Some(moment) => Ok(Some(Timestamp::as_microsecond(moment))),
+            None => {
+                let message = format!("`{name}` must be a moment like 2026-11-23T05:16:07Z, or epoch seconds");
+                Err(ApiError::invalid(Some(name), message))
+            }
+        }
+    }
+
     /// Complains about what nobody took.
     pub(crate) fn refuse_unknown(self) -> Result<(), ApiError> {
         match self.0.first() {
@@ -106,6 +123,15 @@ mod tests {
         for (query, param) in [("limit=0", "limit"), ("limit=x", "limit"), ("color=red", "color")] {
             assert_eq!(Page::parse(Some(query)).unwrap_err().param(), Some(param));
         }
+    }
+
+    #[test]
+    fn a_moment_is_a_date_or_epoch_seconds() {
+        let mut query = Query::parse(Some("start=1700000000&end=2023-11-14T22:13:20Z&odd=soon")).unwrap();
+        assert_eq!(query.take_moment("start").unwrap(), Some(1_700_000_000_000_000));
+        assert_eq!(query.take_moment("end").unwrap(), Some(1_700_000_000_000_000));
+        assert_eq!(query.take_moment("none").unwrap(), None);
+        assert_eq!(query.take_moment("odd").unwrap_err().param(), Some("odd"));
     }
 
     #[test]

@@ -103,6 +103,8 @@ fn administration() -> Vec<Route> {
         delete("/admin/v1/users/{name}", Admin, admin::delete_user),
         get("/admin/v1/groups", Admin, admin::list_groups),
         post("/admin/v1/groups", Admin, admin::create_group),
+        get("/admin/v1/audit", Admin, admin::list_audit),
+        get("/admin/v1/audit/verify", Admin, admin::verify_audit),
         get("/admin/v1/models", Admin, admin::list_models),
         get("/admin/v1/models/{name}", Admin, admin::get_model),
         put("/admin/v1/models/{name}", Admin, admin::put_model),
@@ -119,7 +121,7 @@ fn later() -> Vec<Route> {
     let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
     let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke", "/v1/tokens"];
     let admin_posts = ["/admin/v1/models", "/admin/v1/models/{name}/load", "/admin/v1/models/{name}/unload"];
-    let admin_gets = ["/admin/v1/prices", "/admin/v1/usage", "/admin/v1/audit", "/admin/v1/config"];
+    let admin_gets = ["/admin/v1/prices", "/admin/v1/usage", "/admin/v1/config"];
     let mut routes = vec![
         route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet),
         delete("/v1/tokens", Caller, not_yet),

@@ -19,7 +19,7 @@ use super::load::{self, Loaded};
 use super::plan::share_memory;
 use super::summary::{ModelLine, Summary};
 use crate::api::{self, Api, ApiParts, Lifecycle, ModelState, Models, ReadyModel, ServedModel};
-use crate::config::{ModelSettings, Settings};
+use crate::config::{ModelSettings, Settings, effective_document};
 use crate::engine::EngineHandle;
 use crate::governance::ports::Records;
 use crate::governance::{Clock, Governor, Secret, SystemClock};
@@ -165,6 +165,7 @@ async fn found(settings: &Settings, tell_key: &(dyn Fn(&Secret) + Sync)) -> anyh
     if let Some(key) = &first.admin_key {
         tell_key(key);
     }
+    governor.note_config(&effective_document(settings)).await.context("cannot note the configuration")?;
     let models: Vec<_> = settings.models.iter().map(declared).collect();
     governor.declare_models(&models).await.context("cannot make the configured models known")?;
     let lifecycle = Arc::new(Lifecycle::default());

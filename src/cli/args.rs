@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::governance::audit::Head;
+
 /// Serves language models over OpenAI's API, and decides in the same process who may use which and how much.
 #[derive(Debug, Parser)]
 #[command(
@@ -48,6 +50,9 @@ pub enum Command {
     Model(ModelCommand),
     /// Who used how much, from the ledger
     Usage(UsageArgs),
+    /// Who changed what, and whether the log of it is whole
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Check and show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -401,6 +406,70 @@ pub enum GroupBy {
     Tier,
     /// Model
     Model,
+}
+
+/// `audit ...` (administrators only).
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// List changes, newest first
+    #[command(after_help = "\
+Examples:
+  millgate audit list
+  millgate audit list --target tier/free             one thing
+  millgate audit list --action key --actor alice     everything alice did to keys
+  millgate audit list --data-dir /var/lib/millgate   from a data directory, without a server")]
+    List(AuditListArgs),
+    /// Check that no row was changed, removed or put in between; names the first that was
+    #[command(after_help = "\
+Examples:
+  millgate audit verify
+  millgate audit verify --data-dir /var/lib/millgate
+  millgate audit verify --head 120:4f0c...
+
+It prints the head of the log, the number and the hash of the newest row. The log alone cannot show that its end was
+cut off or that all of it was written anew: keep the head at another place and give it to a later check.")]
+    Verify(AuditVerifyArgs),
+}
+
+/// Options of `audit list`.
+#[derive(Debug, Args)]
+pub struct AuditListArgs {
+    /// Only by this user or key: a name, a user id or a key id
+    #[arg(long, value_name = "WHO")]
+    pub actor: Option<String>,
+    /// Only this action, or all of a thing: tier.update, tier
+    #[arg(long, value_name = "ACTION")]
+    pub action: Option<String>,
+    /// Only about this, or all of a kind: tier/free, tier
+    #[arg(long, value_name = "TARGET")]
+    pub target: Option<String>,
+    /// At most so many rows
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
+    /// Read this data directory, with or without a running server
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `audit verify`.
+#[derive(Debug, Args)]
+pub struct AuditVerifyArgs {
+    /// The head that an earlier check printed
+    #[arg(long, value_name = "NUMBER:HASH")]
+    pub head: Option<Head>,
+    /// Read this data directory, with or without a running server
+    #[arg(long, value_name = "FOLDER")]
+    pub data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
 }
 
 /// `config ...`.

@@ -3,6 +3,7 @@
 //! Every command that scripts may read takes `--json`. Errors are printed once, with their causes and what to do next.
 
 mod args;
+mod audit;
 mod bench;
 mod chat;
 mod client;

@@ -17,5 +17,5 @@ pub use file::{ConfigError, DEFAULT_FILE, find_file, read_file};
 pub use raw::{RawConfig, RawModel};
 pub use reference::{KEYS, Key, example_file, reference_page};
 pub use resolve::{HubSettings, ModelSettings, Overrides, Settings, resolve};
-pub use show::show;
+pub use show::{effective_document, show};
 pub use units::{ByteSize, MemoryBound, Span, UnitError};

@@ -26,6 +26,12 @@ pub fn show(settings: &Settings) -> String {
     text
 }
 
+/// The same as a document, for the audit log: nothing that comes from the environment is in it.
+#[must_use]
+pub fn effective_document(settings: &Settings) -> serde_json::Value {
+    serde_json::to_value(effective(settings)).expect("the raw configuration holds only what JSON can")
+}
+
 fn effective(settings: &Settings) -> RawConfig {
     let engine = &settings.engine;
     RawConfig {

@@ -5,7 +5,7 @@
 //! `limits`, `tiers`, `reservation`) is pure and takes the time as an argument.
 
 mod accounts;
-mod audit;
+pub mod audit;
 mod bootstrap;
 pub mod calendar;
 pub mod clock;
@@ -28,8 +28,8 @@ pub mod tiers;
 pub mod window;
 
 pub use accounts::{
-    Affected, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me, ModelPatch, NewKey, NewTier, NewUser,
-    TierPatch, UserPatch,
+    Affected, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me, ModelPatch,
+    NewKey, NewTier, NewUser, TierPatch, UserPatch,
 };
 pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::audit::Author;
+use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 pub use super::records::Extent;
@@ -98,6 +99,8 @@ pub enum Change {
     DeleteModel(String),
     /// Makes a group known so that it can be picked from.
     PutGroup(String),
+    /// Notes the effective configuration, secrets masked, in the audit log if it is another than at the last note.
+    NoteConfig(Value),
 }
 
 /// Changes that belong together, with who makes them and when.
@@ -258,11 +261,17 @@ pub trait Records: Send + Sync + 'static {
     /// All groups that users, tiers or administrators have named, sorted.
     async fn groups(&self) -> Result<Vec<String>, StoreError>;
 
-    /// Applies all changes in one transaction and returns the new version.
+    /// Applies all changes in one transaction, each with its row in the audit log, and returns the new version.
     ///
     /// # Errors
     /// [`StoreError::Changed`] when the version is no longer `expected`; nothing is applied then.
     async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError>;
+
+    /// Rows of the audit log, newest first.
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError>;
+
+    /// At most `limit` rows of the audit log after the one of that number, oldest first.
+    async fn audit_after(&self, sequence: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError>;
 
     /// Queues a journal entry; entries of one caller are written in order.
     fn submit(&self, entry: JournalEntry) -> Commit;

@@ -1,9 +1,11 @@
 //! Administration: tiers, users, groups, models and everybody's keys. All rules are governance's; this only maps.
+mod audit;
 mod keys;
 mod models;
 mod tiers;
 mod users;
 
+pub(crate) use audit::{list_audit, verify_audit};
 pub(crate) use keys::{create_key_for, get_any_key, list_all_keys, revoke_any_key};
 pub(crate) use models::{get_model, list_models, put_model};
 pub(crate) use tiers::{create_tier, delete_tier, get_tier, list_tiers, put_tier};

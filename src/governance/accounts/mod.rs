@@ -3,6 +3,7 @@
 //! Each change reads one policy version, decides, and commits on condition that the version is still that one; otherwise it
 //! decides again. So every rule that looks at other records (levels in use, number of keys) holds under concurrency.
 
+mod audit;
 mod commit;
 mod keys;
 mod me;
@@ -10,6 +11,7 @@ mod models;
 mod tiers;
 mod users;
 
+pub use audit::{AuditPage, AuditVerdict};
 pub use keys::{Issued, Key, KeyPage, KeyStatus, NewKey};
 pub use me::Me;
 pub use models::{DeclaredModel, ModelPatch};

@@ -1,5 +1,6 @@
 //! Durable records in one SQLite file: reads through a small pool, writes through one task that commits in groups.
 
+mod audit;
 mod group;
 mod journal;
 mod ledger;

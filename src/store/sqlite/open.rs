@@ -100,13 +100,15 @@ fn make_private(folder: &Path) -> std::io::Result<()> {
     builder.create(folder)
 }
 
+/// Every step of the schema, in order; a step that was released is never edited.
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "start", include_str!("../migrations/0001_start.sql")),
+    (2, "audit", include_str!("../migrations/0002_audit.sql")),
+];
+
 fn migrations() -> Migrator {
-    let start = include_str!("../migrations/0001_start.sql");
-    Migrator::with_migrations(vec![Migration::new(
-        1,
-        "start".into(),
-        MigrationType::Simple,
-        start.into_sql_str(),
-        false,
-    )])
+    let migrations = MIGRATIONS.iter().map(|(number, name, sql)| {
+        Migration::new(*number, (*name).into(), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    Migrator::with_migrations(migrations.collect())
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, SqlitePool};
 
+use super::audit::Log;
 use super::journal::{begin, end};
 use super::rows::{self, column, failed, to_hex, to_json};
 use crate::governance::ports::{Change, Edit, KeyFilter, PolicyTables, StoreError};
@@ -26,18 +27,24 @@ impl From<sqlx::Error> for Failed {
 /// Applies all changes in one transaction if the version is still `expected`.
 pub(super) async fn change(connection: &mut SqliteConnection, expected: u64, edit: Edit) -> Result<u64, StoreError> {
     begin(connection).await.map_err(failed(CHANGE))?;
-    let applied = apply_all(connection, expected, edit.changes).await;
+    let applied = apply_all(connection, expected, edit).await;
     end(connection, applied).await.map_err(|Failed(error)| error)
 }
 
-async fn apply_all(connection: &mut SqliteConnection, expected: u64, changes: Vec<Change>) -> Result<u64, Failed> {
+async fn apply_all(connection: &mut SqliteConnection, expected: u64, edit: Edit) -> Result<u64, Failed> {
     let found = version(&mut *connection).await.map_err(Failed)?;
     if found != expected {
         return Err(Failed(StoreError::Changed { expected, found }));
     }
     sqlx::query("UPDATE policy_version SET version = version + 1 WHERE id = 1").execute(&mut *connection).await?;
-    for change in changes {
+    let mut log = Log::open(connection, edit.at_us, &edit.author).await.map_err(Failed)?;
+    for change in edit.changes {
+        // Before the change is made: what it is about must still be as it was.
+        let entry = log.describe(connection, &change).await.map_err(Failed)?;
         apply(connection, change).await?;
+        if let Some(entry) = entry {
+            log.append(connection, &entry).await.map_err(Failed)?;
+        }
     }
     Ok(found + 1)
 }
@@ -68,6 +75,8 @@ async fn apply(connection: &mut SqliteConnection, change: Change) -> Result<(), 
             sqlx::query("DELETE FROM models WHERE name = $1").bind(name).execute(connection).await.map(drop)
         }
         Change::PutGroup(name) => put_group(connection, &name).await,
+        // The audit log itself remembers it.
+        Change::NoteConfig(_) => Ok(()),
     }
 }
 
@@ -281,7 +290,7 @@ pub(super) async fn groups(pool: &SqlitePool) -> Result<Vec<String>, StoreError>
     found.iter().map(|row| column(row, "group", "name")).collect()
 }
 
-fn user_row(row: &SqliteRow) -> Result<UserRecord, StoreError> {
+pub(super) fn user_row(row: &SqliteRow) -> Result<UserRecord, StoreError> {
     const WHAT: &str = "user";
     Ok(UserRecord {
         id: rows::user_id(row, WHAT, "id")?,
@@ -294,7 +303,7 @@ fn user_row(row: &SqliteRow) -> Result<UserRecord, StoreError> {
     })
 }
 
-fn membership(row: &SqliteRow) -> Result<Membership, StoreError> {
+pub(super) fn membership(row: &SqliteRow) -> Result<Membership, StoreError> {
     let source: &str = column(row, "membership", "source")?;
     let source =
         if source == MembershipSource::Local.as_str() { MembershipSource::Local } else { MembershipSource::Federated };

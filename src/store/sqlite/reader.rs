@@ -1,17 +1,18 @@
-//! Reads the ledger without the data directory's lock, beside a running server: nothing can be written this way.
+//! Reads the ledger and the audit log without the data directory's lock, beside a running server: nothing can be written this way.
 
 use std::path::Path;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{ConnectOptions, Row, SqlitePool};
 
-use super::ledger;
 use super::open::DATABASE;
 use super::rows::failed;
+use super::{audit, ledger};
 use crate::governance::UserId;
+use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{StoreError, UsageQuery, UsageSum};
 
-/// The ledger of a data directory, to be read only.
+/// The ledger and the audit log of a data directory, to be read only.
 #[derive(Debug)]
 pub struct LedgerReader {
     pool: SqlitePool,
@@ -46,5 +47,21 @@ impl LedgerReader {
     /// The database cannot be read.
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
         ledger::usage(&self.pool, query).await
+    }
+
+    /// Rows of the audit log, newest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
+        audit::list(&self.pool, filter).await
+    }
+
+    /// At most `limit` rows of the audit log after the one of that number, oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn audit_after(&self, sequence: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        audit::after(&self.pool, sequence, limit).await
     }
 }

@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::open::SqliteRecords;
-use super::{ledger, policy};
+use super::{audit, ledger, policy};
+use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{
     Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
 };
@@ -54,6 +55,14 @@ impl Records for SqliteRecords {
 
     async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError> {
         self.writer.change(expected, edit).await
+    }
+
+    async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
+        audit::list(&self.pool, filter).await
+    }
+
+    async fn audit_after(&self, sequence: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
+        audit::after(&self.pool, sequence, limit).await
     }
 
     fn submit(&self, entry: JournalEntry) -> Commit {

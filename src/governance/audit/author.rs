@@ -1,8 +1,8 @@
-//! Who changed what: the author that every change of the policy carries.
+//! The author that every change of the policy carries.
 
 use std::net::IpAddr;
 
-use super::records::{KeyId, UserId};
+use crate::governance::records::{KeyId, UserId};
 
 /// Who makes a change, and from where.
 #[derive(Debug, Clone, PartialEq, Eq)]
