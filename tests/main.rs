@@ -3,6 +3,7 @@
 mod api_access;
 mod api_admin;
 mod api_clients;
+mod api_contract;
 mod api_hostile;
 mod api_inference;
 mod api_life;

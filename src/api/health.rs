@@ -5,15 +5,35 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::json::json_response;
+use super::schema::Health;
 use super::state::Api;
 use crate::telemetry::EngineReading;
 
 /// `GET /livez`: the process is up.
+#[utoipa::path(
+    get,
+    path = "/livez",
+    tag = "Operations",
+    summary = "Whether the process is up",
+    responses(
+        (status = 200, description = "It is", body = Health),
+    ),
+)]
 pub(crate) async fn livez() -> Response {
     json_response(StatusCode::OK, &json!({"status": "ok"}))
 }
 
-/// `GET /readyz` and `GET /health`: start-up is over and the server is not draining.
+/// `GET /readyz`: start-up is over and the server is not draining.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "Operations",
+    summary = "Whether it takes work",
+    responses(
+        (status = 200, description = "It does", body = Health),
+        (status = 503, description = "Starting, or draining", body = Health),
+    ),
+)]
 pub(crate) async fn readyz(State(api): State<Api>) -> Response {
     let (status, word) = match (api.lifecycle.is_ready(), api.lifecycle.is_draining()) {
         (true, _) => (StatusCode::OK, "ok"),
@@ -23,7 +43,33 @@ pub(crate) async fn readyz(State(api): State<Api>) -> Response {
     json_response(status, &json!({"status": word}))
 }
 
+/// `GET /health`: the same as `/readyz`.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "Operations",
+    summary = "Whether it takes work",
+    responses(
+        (status = 200, description = "It does", body = Health),
+        (status = 503, description = "Starting, or draining", body = Health),
+    ),
+)]
+pub(crate) async fn health(State(api): State<Api>) -> Response {
+    readyz(State(api)).await
+}
+
 /// `GET /metrics`.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "Operations",
+    summary = "Figures for Prometheus",
+    responses((
+        status = 200,
+        description = "The figures; OpenMetrics when `Accept` asks for it",
+        content((String = "text/plain"), (String = "application/openmetrics-text")),
+    )),
+)]
 pub(crate) async fn metrics(State(api): State<Api>) -> Response {
     for model in api.models.all() {
         let Some(ready) = model.ready() else { continue };

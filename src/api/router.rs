@@ -11,7 +11,7 @@ use super::cors::cors;
 use super::error::{ApiError, Kind};
 use super::request_context::with_context;
 use super::state::Api;
-use super::{account, admin, health, openai};
+use super::{account, admin, docs_page, health, openai, openapi};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,16 +41,17 @@ pub struct Route {
 /// The routes of the main listener.
 pub fn routes(has_ops_listener: bool) -> Vec<Route> {
     let mut routes = [probes(), inference(), account_routes(), administration(), later()].concat();
-    if !has_ops_listener {
-        routes.push(get("/metrics", Access::Open, health::metrics));
+    if has_ops_listener {
+        routes.push(get("/openapi.json", Access::Caller, openapi::openapi_json));
+    } else {
+        routes.extend(figures_and_docs());
     }
     routes
 }
 
 /// The routes of the operations listener, all without a credential.
 pub fn ops_routes() -> Vec<Route> {
-    let mut routes = probes();
-    routes.push(get("/metrics", Access::Open, health::metrics));
+    let mut routes = [probes(), figures_and_docs()].concat();
     routes.push(post("/v1/tiers/lookup", Access::Open, account::lookup_tier));
     routes
 }
@@ -59,7 +60,17 @@ fn probes() -> Vec<Route> {
     vec![
         get("/livez", Access::Open, health::livez),
         get("/readyz", Access::Open, health::readyz),
-        get("/health", Access::Open, health::readyz),
+        get("/health", Access::Open, health::health),
+    ]
+}
+
+fn figures_and_docs() -> Vec<Route> {
+    vec![
+        get("/metrics", Access::Open, health::metrics),
+        get("/openapi.json", Access::Open, openapi::openapi_json),
+        get("/docs", Access::Open, docs_page::docs),
+        get("/docs/", Access::Open, docs_page::docs_file),
+        get("/docs/{file}", Access::Open, docs_page::docs_file),
     ]
 }
 

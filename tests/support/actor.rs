@@ -7,6 +7,7 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
 use super::app::MODEL;
+use super::contract;
 use super::reply::Reply;
 
 /// A caller with or without a credential.
@@ -48,12 +49,16 @@ impl Actor {
 
     /// Sends a request without a body.
     pub(crate) async fn send(&self, method: &str, path: &str) -> Reply {
-        Reply::read(self.request(method, path).send().await.unwrap()).await
+        let reply = Reply::read(self.request(method, path).send().await.unwrap()).await;
+        contract::check(method, path, &reply);
+        reply
     }
 
     /// Sends a request with a JSON body.
     pub(crate) async fn send_json(&self, method: &str, path: &str, body: &Value) -> Reply {
-        Reply::read(self.request(method, path).json(body).send().await.unwrap()).await
+        let reply = Reply::read(self.request(method, path).json(body).send().await.unwrap()).await;
+        contract::check(method, path, &reply);
+        reply
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {

@@ -4,6 +4,7 @@
 
 mod actor;
 mod app;
+pub(crate) mod contract;
 mod raw;
 mod reply;
 

@@ -12,10 +12,23 @@ use crate::api::error::ApiError;
 use crate::api::fields::{Fields, kind};
 use crate::api::input::{Page, read_fields, take_limits};
 use crate::api::json::{json_response, list, moment};
+use crate::api::schema::{self, IssuedKey, Listed, PageQuery};
 use crate::api::state::Api;
 use crate::governance::{Issued, Key, KeyId, NewKey, Principal};
 
 /// `POST /v1/api-keys`.
+#[utoipa::path(
+    post,
+    path = "/v1/api-keys",
+    tag = "Account",
+    summary = "Makes a key",
+    request_body = schema::NewKey,
+    responses(
+        (status = 201, description = "The key, with its secret", body = IssuedKey),
+        (status = 403, description = "A key may not make a stronger one"),
+        (status = 409, description = "Too many live keys"),
+    ),
+)]
 pub(crate) async fn create_key(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -29,6 +42,16 @@ pub(crate) async fn create_key(
 }
 
 /// `GET /v1/api-keys`.
+#[utoipa::path(
+    get,
+    path = "/v1/api-keys",
+    tag = "Account",
+    summary = "The caller's keys, newest first",
+    params(PageQuery),
+    responses(
+        (status = 200, description = "The keys", body = Listed<schema::Key>),
+    ),
+)]
 pub(crate) async fn list_keys(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -42,6 +65,17 @@ pub(crate) async fn list_keys(
 }
 
 /// `GET /v1/api-keys/{id}`.
+#[utoipa::path(
+    get,
+    path = "/v1/api-keys/{id}",
+    tag = "Account",
+    summary = "One key",
+    params(("id" = String, Path, description = "The key's id")),
+    responses(
+        (status = 200, description = "The key", body = schema::Key),
+        (status = 404, description = "No such key, or not yours"),
+    ),
+)]
 pub(crate) async fn get_key(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -51,6 +85,17 @@ pub(crate) async fn get_key(
 }
 
 /// `DELETE /v1/api-keys/{id}`.
+#[utoipa::path(
+    delete,
+    path = "/v1/api-keys/{id}",
+    tag = "Account",
+    summary = "Revokes a key",
+    params(("id" = String, Path, description = "The key's id")),
+    responses(
+        (status = 200, description = "The key, revoked", body = schema::Key),
+        (status = 404, description = "No such key, or not yours, or revoked already"),
+    ),
+)]
 pub(crate) async fn revoke_key(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

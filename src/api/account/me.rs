@@ -6,10 +6,20 @@ use serde_json::{Value, json};
 
 use crate::api::error::{ApiError, retry_after_ms};
 use crate::api::json::json_response;
+use crate::api::schema::Me;
 use crate::api::state::Api;
 use crate::governance::{LimitStanding, Principal};
 
 /// Tells the caller about themselves.
+#[utoipa::path(
+    get,
+    path = "/v1/me",
+    tag = "Account",
+    summary = "Who the caller is and what is left",
+    responses(
+        (status = 200, description = "Tier, limits and models", body = Me),
+    ),
+)]
 pub(crate) async fn me(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

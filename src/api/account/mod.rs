@@ -1,7 +1,7 @@
 //! The caller's own things: keys, standing, and which tier groups get.
-mod keys;
-mod me;
-mod tiers;
+pub(super) mod keys;
+pub(super) mod me;
+pub(super) mod tiers;
 
 pub(crate) use keys::{create_key, get_key, issued_view, key_view, list_keys, revoke_key, take_new_key};
 pub(crate) use me::me;

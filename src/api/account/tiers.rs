@@ -7,10 +7,22 @@ use serde_json::{Value, json};
 use crate::api::error::ApiError;
 use crate::api::input::read_fields;
 use crate::api::json::json_response;
+use crate::api::schema::{LookedUpTier, TierLookup};
 use crate::api::state::Api;
 use crate::governance::Limit;
 
 /// Resolves groups to a tier.
+#[utoipa::path(
+    post,
+    path = "/v1/tiers/lookup",
+    tag = "Account",
+    summary = "The tier that members of some groups get",
+    request_body = TierLookup,
+    responses(
+        (status = 200, description = "The tier", body = LookedUpTier),
+        (status = 404, description = "No tier holds any of the groups"),
+    ),
+)]
 pub(crate) async fn lookup_tier(State(api): State<Api>, request: Request) -> Result<Response, ApiError> {
     let mut body = read_fields(&api, request).await?;
     let groups = body.strings("groups")?.ok_or_else(|| body.complain("groups", "is required"))?;

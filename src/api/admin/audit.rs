@@ -7,11 +7,27 @@ use serde_json::{Value, json};
 use crate::api::error::ApiError;
 use crate::api::input::{Page, Query};
 use crate::api::json::{json_response, list, moment};
+use crate::api::schema::{self, AuditVerdict, Listed, PageQuery};
 use crate::api::state::Api;
 use crate::governance::Principal;
 use crate::governance::audit::{AuditFilter, AuditRow, Head};
 
 /// `GET /admin/v1/audit?actor=&action=&target=&start=&end=`, newest first.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/audit",
+    tag = "Administration",
+    summary = "Who changed what, newest first",
+    params(
+        PageQuery,
+        ("actor" = Option<String>, Query, description = "Only changes made by this user"),
+        ("action" = Option<String>, Query, description = "Only changes of this kind"),
+        ("target" = Option<String>, Query, description = "Only changes of this thing"),
+        ("start" = Option<String>, Query, description = "From here on: RFC 3339 or seconds since the Unix epoch"),
+        ("end" = Option<String>, Query, description = "Up to here, exclusive"),
+    ),
+    responses((status = 200, description = "The rows", body = Listed<schema::AuditRow>)),
+)]
 pub(crate) async fn list_audit(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -37,6 +53,14 @@ pub(crate) async fn list_audit(
 }
 
 /// `GET /admin/v1/audit/verify?head=`: follows the chain and names the first row that does not hold.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/audit/verify",
+    tag = "Administration",
+    summary = "Follows the chain and names the first row that does not hold",
+    params(("head" = Option<String>, Query, description = "A head noted earlier that must still be part of the chain")),
+    responses((status = 200, description = "The verdict", body = AuditVerdict)),
+)]
 pub(crate) async fn verify_audit(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

@@ -1,9 +1,9 @@
 //! Administration: tiers, users, groups, models and everybody's keys. All rules are governance's; this only maps.
-mod audit;
-mod keys;
-mod models;
-mod tiers;
-mod users;
+pub(super) mod audit;
+pub(super) mod keys;
+pub(super) mod models;
+pub(super) mod tiers;
+pub(super) mod users;
 
 pub(crate) use audit::{list_audit, verify_audit};
 pub(crate) use keys::{create_key_for, get_any_key, list_all_keys, revoke_any_key};

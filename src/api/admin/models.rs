@@ -9,6 +9,7 @@ use crate::api::fields::{Fields, kind};
 use crate::api::input::read_fields;
 use crate::api::json::{json_response, list, moment};
 use crate::api::models::ModelState;
+use crate::api::schema::{self, Listed, ModelChange};
 use crate::api::state::Api;
 use crate::governance::records::{ModelRecord, Published};
 use crate::governance::{ModelPatch, Principal};
@@ -17,6 +18,16 @@ use crate::governance::{ModelPatch, Principal};
 const READ_ONLY: &[&str] = &["object", "name", "status", "phase", "reason", "progress", "created_at", "context_window"];
 
 /// `GET /admin/v1/models`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/models",
+    tag = "Administration",
+    summary = "All models and how they are doing",
+    operation_id = "list_all_models",
+    responses(
+        (status = 200, description = "The models", body = Listed<schema::Model>),
+    ),
+)]
 pub(crate) async fn list_models(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -26,6 +37,18 @@ pub(crate) async fn list_models(
 }
 
 /// `GET /admin/v1/models/{name}`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/models/{name}",
+    tag = "Administration",
+    summary = "One model",
+    operation_id = "get_any_model",
+    params(("name" = String, Path, description = "The model's name")),
+    responses(
+        (status = 200, description = "The model", body = schema::Model),
+        (status = 404, description = "No such model"),
+    ),
+)]
 pub(crate) async fn get_model(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -36,6 +59,18 @@ pub(crate) async fn get_model(
 }
 
 /// `PUT /admin/v1/models/{name}` `{display_name?, tiers?, published?}`: effective on the next request, without a reload.
+#[utoipa::path(
+    put,
+    path = "/admin/v1/models/{name}",
+    tag = "Administration",
+    summary = "Publishes a model to tiers, or renames it, without a reload",
+    params(("name" = String, Path, description = "The model's name")),
+    request_body = ModelChange,
+    responses(
+        (status = 200, description = "The model as it is now", body = schema::Model),
+        (status = 404, description = "No such model"),
+    ),
+)]
 pub(crate) async fn put_model(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

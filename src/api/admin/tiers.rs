@@ -9,6 +9,7 @@ use crate::api::error::ApiError;
 use crate::api::fields::Fields;
 use crate::api::input::{Query, read_fields, take_limits};
 use crate::api::json::{json_response, list};
+use crate::api::schema::{self, Listed, TierChange};
 use crate::api::state::Api;
 use crate::governance::records::TierRecord;
 use crate::governance::{DeletedTier, NewTier, Principal, TierPatch};
@@ -19,6 +20,15 @@ const NUMBERS: std::ops::RangeInclusive<u32> = 0..=u32::MAX;
 const READ_ONLY: &[&str] = &["object", "origin"];
 
 /// `GET /admin/v1/tiers`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/tiers",
+    tag = "Administration",
+    summary = "All tiers",
+    responses(
+        (status = 200, description = "The tiers", body = Listed<schema::Tier>),
+    ),
+)]
 pub(crate) async fn list_tiers(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -28,6 +38,17 @@ pub(crate) async fn list_tiers(
 }
 
 /// `GET /admin/v1/tiers/{name}`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/tiers/{name}",
+    tag = "Administration",
+    summary = "One tier",
+    params(("name" = String, Path, description = "The tier's name")),
+    responses(
+        (status = 200, description = "The tier", body = schema::Tier),
+        (status = 404, description = "No such tier"),
+    ),
+)]
 pub(crate) async fn get_tier(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -37,6 +58,17 @@ pub(crate) async fn get_tier(
 }
 
 /// `POST /admin/v1/tiers`.
+#[utoipa::path(
+    post,
+    path = "/admin/v1/tiers",
+    tag = "Administration",
+    summary = "Makes a tier",
+    request_body = schema::NewTier,
+    responses(
+        (status = 201, description = "The tier", body = schema::Tier),
+        (status = 409, description = "The name or the level is taken"),
+    ),
+)]
 pub(crate) async fn create_tier(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -62,6 +94,19 @@ pub(crate) async fn create_tier(
 }
 
 /// `PUT /admin/v1/tiers/{name}`: changes the fields given.
+#[utoipa::path(
+    put,
+    path = "/admin/v1/tiers/{name}",
+    tag = "Administration",
+    summary = "Changes the given fields of a tier, from the next request on",
+    params(("name" = String, Path, description = "The tier's name")),
+    request_body = TierChange,
+    responses(
+        (status = 200, description = "The tier as it is now", body = schema::Tier),
+        (status = 404, description = "No such tier"),
+        (status = 409, description = "The level is taken"),
+    ),
+)]
 pub(crate) async fn put_tier(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -78,6 +123,20 @@ pub(crate) async fn put_tier(
 }
 
 /// `DELETE /admin/v1/tiers/{name}`; with `?dry_run=true` it only tells who would be affected.
+#[utoipa::path(
+    delete,
+    path = "/admin/v1/tiers/{name}",
+    tag = "Administration",
+    summary = "Deletes a tier",
+    params(
+        ("name" = String, Path, description = "The tier's name"),
+        ("dry_run" = Option<bool>, Query, description = "Only tell who would be affected"),
+    ),
+    responses(
+        (status = 200, description = "The tier, and who is affected", body = schema::DeletedTier),
+        (status = 404, description = "No such tier"),
+    ),
+)]
 pub(crate) async fn delete_tier(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::api::error::ApiError;
 use crate::api::input::{Page, read_fields};
 use crate::api::json::{json_response, list, moment};
+use crate::api::schema::{self, Group, Listed, NewGroup, PageQuery, UserChange};
 use crate::api::state::Api;
 use crate::governance::records::UserRecord;
 use crate::governance::{NewUser, Principal, UserPatch};
@@ -17,6 +18,16 @@ const READ_ONLY: &[&str] = &["object", "id", "name", "created_at"];
 const PAGE: u32 = 100;
 
 /// `GET /admin/v1/users`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/users",
+    tag = "Administration",
+    summary = "Users by name",
+    params(PageQuery),
+    responses(
+        (status = 200, description = "The users", body = Listed<schema::User>),
+    ),
+)]
 pub(crate) async fn list_users(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -31,6 +42,17 @@ pub(crate) async fn list_users(
 }
 
 /// `POST /admin/v1/users` `{name, groups?}`.
+#[utoipa::path(
+    post,
+    path = "/admin/v1/users",
+    tag = "Administration",
+    summary = "Makes a user",
+    request_body = schema::NewUser,
+    responses(
+        (status = 201, description = "The user", body = schema::User),
+        (status = 409, description = "The name is taken"),
+    ),
+)]
 pub(crate) async fn create_user(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -45,6 +67,17 @@ pub(crate) async fn create_user(
 }
 
 /// `GET /admin/v1/users/{name}`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/users/{name}",
+    tag = "Administration",
+    summary = "One user",
+    params(("name" = String, Path, description = "The user's name")),
+    responses(
+        (status = 200, description = "The user", body = schema::User),
+        (status = 404, description = "No such user"),
+    ),
+)]
 pub(crate) async fn get_user(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -54,6 +87,19 @@ pub(crate) async fn get_user(
 }
 
 /// `PATCH /admin/v1/users/{name}` `{groups?, active?}`.
+#[utoipa::path(
+    patch,
+    path = "/admin/v1/users/{name}",
+    tag = "Administration",
+    summary = "Changes groups, or whether the user is active",
+    params(("name" = String, Path, description = "The user's name")),
+    request_body = UserChange,
+    responses(
+        (status = 200, description = "The user as it is now", body = schema::User),
+        (status = 404, description = "No such user"),
+        (status = 409, description = "The last administrator must stay"),
+    ),
+)]
 pub(crate) async fn patch_user(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -69,6 +115,18 @@ pub(crate) async fn patch_user(
 }
 
 /// `DELETE /admin/v1/users/{name}`: revokes the keys, too.
+#[utoipa::path(
+    delete,
+    path = "/admin/v1/users/{name}",
+    tag = "Administration",
+    summary = "Deletes a user and revokes the keys",
+    params(("name" = String, Path, description = "The user's name")),
+    responses(
+        (status = 200, description = "The user", body = schema::DeletedUser),
+        (status = 404, description = "No such user"),
+        (status = 409, description = "The last administrator must stay"),
+    ),
+)]
 pub(crate) async fn delete_user(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -81,6 +139,15 @@ pub(crate) async fn delete_user(
 }
 
 /// `GET /admin/v1/groups`.
+#[utoipa::path(
+    get,
+    path = "/admin/v1/groups",
+    tag = "Administration",
+    summary = "Groups to pick from",
+    responses(
+        (status = 200, description = "The groups", body = Listed<Group>),
+    ),
+)]
 pub(crate) async fn list_groups(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
@@ -91,6 +158,17 @@ pub(crate) async fn list_groups(
 }
 
 /// `POST /admin/v1/groups` `{name}`.
+#[utoipa::path(
+    post,
+    path = "/admin/v1/groups",
+    tag = "Administration",
+    summary = "Makes a group known",
+    request_body = NewGroup,
+    responses(
+        (status = 201, description = "The group", body = Group),
+        (status = 409, description = "It is known already"),
+    ),
+)]
 pub(crate) async fn create_group(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

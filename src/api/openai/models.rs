@@ -4,17 +4,29 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::routes::PathModel;
 use crate::api::error::ApiError;
 use crate::api::json::json_response;
 use crate::api::models::ServedModel;
+use crate::api::schema::{ModelCard, ModelCards};
 use crate::api::state::Api;
 use crate::governance::Principal;
 
 /// `GET /v1/models`; under `/llm/{model}` it holds that model alone.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    tag = "Inference",
+    summary = "The models the caller may use",
+    responses(
+        (status = 200, description = "The models", body = ModelCards),
+        (status = 404, description = "With the model in the address: no such model"),
+    ),
+)]
 pub(crate) async fn list_models(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
-    path: Option<Path<String>>,
+    path: PathModel,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let only = path.map(|Path(name)| name);
@@ -27,6 +39,17 @@ pub(crate) async fn list_models(
 }
 
 /// `GET /v1/models/{id}`; a model of another tier does not exist for the caller.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{id}",
+    tag = "Inference",
+    summary = "One model",
+    params(("id" = String, Path, description = "The model's name")),
+    responses(
+        (status = 200, description = "The model", body = ModelCard),
+        (status = 404, description = "No such model, or not for this tier"),
+    ),
+)]
 pub(crate) async fn get_model(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,

@@ -11,15 +11,36 @@ use crate::api::body::{discard, read_body};
 use crate::api::error::ApiError;
 use crate::api::limits::denied_error;
 use crate::api::request_context::RequestContext;
+use crate::api::schema::{ChatCompletion, ChatRequest, CompletionRequest, TextCompletion};
 use crate::api::state::Api;
 use crate::governance::Principal;
 
+/// The model of an address that names one; under a name of its own because the OpenAPI macro cannot read the type.
+pub(crate) type PathModel = Option<Path<String>>;
+
 /// `POST /v1/chat/completions`, also with the model in the path.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    tag = "Inference",
+    summary = "Answers a conversation",
+    operation_id = "create_chat_completion",
+    request_body = ChatRequest,
+    responses(
+        (
+            status = 200,
+            description = "The answer; with `stream` as server-sent events that end with `[DONE]`",
+            content((ChatCompletion = "application/json"), (String = "text/event-stream")),
+        ),
+        (status = 403, description = "The tier may not use this model"),
+        (status = 404, description = "No such model"),
+    ),
+)]
 pub(crate) async fn post_chat(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
     Extension(context): Extension<RequestContext>,
-    path: Option<Path<String>>,
+    path: PathModel,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
     let caller = Caller { principal, context, endpoint: "chat.completions", arrived: Instant::now() };
@@ -30,11 +51,28 @@ pub(crate) async fn post_chat(
 }
 
 /// `POST /v1/completions`, also with the model in the path.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    tag = "Inference",
+    summary = "Continues texts",
+    operation_id = "create_completion",
+    request_body = CompletionRequest,
+    responses(
+        (
+            status = 200,
+            description = "The answer; with `stream` as server-sent events that end with `[DONE]`",
+            content((TextCompletion = "application/json"), (String = "text/event-stream")),
+        ),
+        (status = 403, description = "The tier may not use this model"),
+        (status = 404, description = "No such model"),
+    ),
+)]
 pub(crate) async fn post_completion(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
     Extension(context): Extension<RequestContext>,
-    path: Option<Path<String>>,
+    path: PathModel,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
     let caller = Caller { principal, context, endpoint: "completions", arrived: Instant::now() };

@@ -1,0 +1,237 @@
+//! Documents of administration.
+#![expect(dead_code, reason = "the fields are read by the derived schemas alone")]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::shared::{Limit, LimitInput};
+
+/// A tier: who belongs to it and what they may use.
+#[derive(ToSchema)]
+pub(crate) struct Tier {
+    #[schema(inline)]
+    object: TierWord,
+    name: String,
+    display_name: String,
+    description: String,
+    /// Of several tiers that hold a user's groups, the highest level wins.
+    #[schema(maximum = 2_147_483_647)]
+    level: u32,
+    groups: Vec<String>,
+    /// Empty: unlimited.
+    limits: Vec<Limit>,
+    /// Share of the engine against other tiers.
+    weight: u32,
+    /// Who declared it: the API, a file, or a ConfigMap.
+    origin: String,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TierWord {
+    Tier,
+}
+
+/// A new tier.
+#[derive(ToSchema)]
+pub(crate) struct NewTier {
+    /// Made from the display name when absent; it cannot be changed later.
+    #[schema(example = "gold")]
+    name: Option<String>,
+    #[schema(example = "Gold")]
+    display_name: Option<String>,
+    description: Option<String>,
+    #[schema(maximum = 2_147_483_647, example = 3)]
+    level: u32,
+    /// At least one.
+    #[schema(min_items = 1, example = json!(["gold-users"]))]
+    groups: Vec<String>,
+    /// Empty or absent: unlimited.
+    limits: Option<Vec<LimitInput>>,
+    weight: Option<u32>,
+}
+
+/// Fields of a tier to change.
+#[derive(ToSchema)]
+pub(crate) struct TierChange {
+    display_name: Option<String>,
+    description: Option<String>,
+    #[schema(maximum = 2_147_483_647)]
+    level: Option<u32>,
+    groups: Option<Vec<String>>,
+    /// Takes the place of all limits; empty: unlimited.
+    limits: Option<Vec<LimitInput>>,
+    weight: Option<u32>,
+}
+
+/// A tier that is or would be deleted, and who is affected.
+#[derive(ToSchema)]
+pub(crate) struct DeletedTier {
+    #[serde(flatten)]
+    tier: Tier,
+    /// False in a dry run.
+    deleted: bool,
+    affected: Vec<Affected>,
+    /// Models that were published to it.
+    models: Vec<String>,
+}
+
+/// Somebody whose tier changes.
+#[derive(ToSchema)]
+pub(crate) struct Affected {
+    user: String,
+    /// `null`: no tier is left for them.
+    #[schema(required)]
+    falls_to: Option<String>,
+}
+
+/// A user.
+#[derive(ToSchema)]
+pub(crate) struct User {
+    #[schema(inline)]
+    object: UserWord,
+    id: String,
+    name: String,
+    groups: Vec<String>,
+    active: bool,
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum UserWord {
+    User,
+}
+
+/// A new user.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewUser {
+    #[schema(min_length = 1, example = "ann")]
+    name: String,
+    groups: Option<Vec<String>>,
+}
+
+/// Fields of a user to change.
+#[derive(ToSchema)]
+pub(crate) struct UserChange {
+    groups: Option<Vec<String>>,
+    /// A user who is not active is refused with every key.
+    active: Option<bool>,
+}
+
+/// A user who was deleted; the keys are revoked.
+#[derive(ToSchema)]
+pub(crate) struct DeletedUser {
+    #[serde(flatten)]
+    user: User,
+    deleted: bool,
+}
+
+/// A group that is known.
+#[derive(ToSchema)]
+pub(crate) struct Group {
+    #[schema(inline)]
+    object: GroupWord,
+    name: String,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum GroupWord {
+    Group,
+}
+
+/// A group to pick from.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewGroup {
+    #[schema(min_length = 1, example = "premium-users")]
+    name: String,
+}
+
+/// A key for a user.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewKeyFor {
+    /// Whose key it will be.
+    #[schema(min_length = 1, example = "ann")]
+    user: String,
+    #[schema(min_length = 1, example = "notebook")]
+    name: String,
+    description: Option<String>,
+    /// `30s`, `15m`, `4h`, `90d`; 90 days when absent.
+    #[schema(pattern = "^[0-9]+[smhd]$", example = "30d")]
+    expires_in: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    models: Option<Vec<String>>,
+    limits: Option<Vec<LimitInput>>,
+}
+
+/// A model as administrators see it.
+#[derive(ToSchema)]
+#[schema(as = AdminModel)]
+pub(crate) struct Model {
+    #[schema(inline)]
+    object: ModelWord,
+    name: String,
+    #[schema(required)]
+    display_name: Option<String>,
+    source: String,
+    /// Whether any tier may use it.
+    published: bool,
+    tiers: Tiers,
+    #[schema(inline)]
+    status: ModelStatus,
+    #[schema(required)]
+    phase: Option<String>,
+    #[schema(required)]
+    reason: Option<String>,
+    /// Of loading, 0 to 1.
+    #[schema(required)]
+    progress: Option<f32>,
+    #[schema(required)]
+    context_window: Option<u64>,
+    #[schema(format = DateTime)]
+    created_at: String,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ModelWord {
+    Model,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ModelStatus {
+    Ready,
+    NotReady,
+    Unknown,
+}
+
+/// `"all"`, or the names of tiers.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Tiers {
+    All(AllWord),
+    Some(Vec<String>),
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AllWord {
+    All,
+}
+
+/// Fields of a model to change.
+#[derive(ToSchema)]
+pub(crate) struct ModelChange {
+    display_name: Option<String>,
+    /// False: to no tier; true: to all, if it was published to none.
+    published: Option<bool>,
+    tiers: Option<Tiers>,
+}

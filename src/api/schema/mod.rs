@@ -1,0 +1,17 @@
+//! The documents of the HTTP contract as types of the OpenAPI document; what is really sent is checked against them.
+mod account;
+mod admin;
+mod audit;
+mod openai;
+mod operations;
+mod shared;
+
+pub(crate) use account::{IssuedKey, Key, LookedUpTier, Me, NewKey, TierLookup};
+pub(crate) use admin::{
+    DeletedTier, DeletedUser, Group, Model, ModelChange, NewGroup, NewKeyFor, NewTier, NewUser, Tier, TierChange, User,
+    UserChange,
+};
+pub(crate) use audit::{AuditRow, AuditVerdict};
+pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
+pub(crate) use operations::Health;
+pub(crate) use shared::{ErrorBody, Listed, PageQuery};
