@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,7 +19,7 @@ use super::permit::{Ask, Permit};
 use super::policy::Principal;
 use super::ports::{Counters, Need, Records, Reserved};
 use super::rebuild;
-use super::settler::{self, Settler};
+use super::settler::{self, Settler, Unsettled};
 
 /// Decides about every request; cheap to clone.
 #[derive(Clone)]
@@ -35,7 +36,7 @@ pub(super) struct Core {
     edge: FailureGuard,
     tasks: TaskTracker,
     stop: CancellationToken,
-    stop_settler: CancellationToken,
+    pub(super) stop_settler: CancellationToken,
 }
 
 impl Governor {
@@ -57,19 +58,8 @@ impl Governor {
         rebuild::restore(records.as_ref(), counters.as_ref(), &tables, clock.as_ref()).await?;
         let mut salt_secret = [0; 32];
         getrandom::fill(&mut salt_secret).map_err(|error| StartError::Random(error.to_string()))?;
-        let (settler, queue) = Settler::new();
-        let core = Arc::new(Core {
-            edge: FailureGuard::new(config.failed_credentials_per_minute, clock.clone()),
-            identities: Identities::new(tables, clock.steady_us(), salt_secret),
-            records,
-            counters,
-            clock,
-            config,
-            settler,
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            stop_settler: CancellationToken::new(),
-        });
+        let identities = Identities::new(tables, clock.steady_us(), salt_secret);
+        let (core, queue) = Core::assemble(records, counters, clock, config, identities);
         core.tasks.spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone()));
         core.tasks.spawn(watch(core.clone()));
         Ok((Self(core), first))
@@ -162,6 +152,30 @@ impl Governor {
 }
 
 impl Core {
+    /// Everything in its place and no task running; the settler's queue comes with it.
+    pub(super) fn assemble(
+        records: Arc<dyn Records>,
+        counters: Arc<dyn Counters>,
+        clock: Arc<dyn Clock>,
+        config: Config,
+        identities: Identities,
+    ) -> (Arc<Self>, UnboundedReceiver<Unsettled>) {
+        let (settler, queue) = Settler::new();
+        let core = Arc::new(Self {
+            edge: FailureGuard::new(config.failed_credentials_per_minute, clock.clone()),
+            identities,
+            records,
+            counters,
+            clock,
+            config,
+            settler,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            stop_settler: CancellationToken::new(),
+        });
+        (core, queue)
+    }
+
     /// True when the policy version was read from the store recently enough; reads it if it was not.
     async fn is_policy_fresh(&self) -> bool {
         let unconfirmed_us = self.identities.unconfirmed_us(self.clock.steady_us());

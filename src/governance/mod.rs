@@ -17,6 +17,8 @@ mod identity;
 pub mod keys;
 pub mod limits;
 mod permit;
+#[cfg(test)]
+mod permit_tests;
 mod policy;
 pub mod ports;
 mod rebuild;

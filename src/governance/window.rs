@@ -35,6 +35,7 @@ pub struct SlidingWindow {
     keep: i64,
     grains: VecDeque<Grain>,
     charged: u64,
+    held: u64,
 }
 
 impl SlidingWindow {
@@ -45,7 +46,7 @@ impl SlidingWindow {
     pub fn new(length_us: i64) -> Self {
         let length_us = length_us.max(1);
         let grain_us = ceil_div(length_us, PARTS);
-        Self { grain_us, keep: ceil_div(length_us, grain_us), grains: VecDeque::new(), charged: 0 }
+        Self { grain_us, keep: ceil_div(length_us, grain_us), grains: VecDeque::new(), charged: 0, held: 0 }
     }
 
     /// Drops what has left the window; called by every other operation, harmless to repeat.
@@ -56,6 +57,7 @@ impl SlidingWindow {
                 break;
             }
             self.charged -= oldest.charged;
+            self.held -= oldest.held;
             self.grains.pop_front();
         }
     }
@@ -67,7 +69,7 @@ impl SlidingWindow {
 
     /// The part of [`SlidingWindow::charged`] that is reserved and not settled yet.
     pub fn held(&self) -> u64 {
-        self.grains.iter().map(|grain| grain.held).sum()
+        self.held
     }
 
     /// True when nothing is counted any more.
@@ -111,6 +113,7 @@ impl SlidingWindow {
     fn add(&mut self, charged: u64, held: u64, now_us: i64) -> Ticket {
         self.forget(now_us);
         self.charged += charged;
+        self.held += held;
         // A clock that went back must not break the order; the charge then counts a little longer, never shorter.
         let index = self.index(now_us);
         match self.grains.back_mut() {
@@ -131,10 +134,11 @@ impl SlidingWindow {
         let unused = reserved.saturating_sub(used);
         if let Ok(at) = self.grains.binary_search_by_key(&ticket, |grain| grain.index) {
             let grain = &mut self.grains[at];
-            let back = unused.min(grain.charged);
+            let (back, released) = (unused.min(grain.charged), reserved.min(grain.held));
             grain.charged -= back;
-            grain.held = grain.held.saturating_sub(reserved);
+            grain.held -= released;
             self.charged -= back;
+            self.held -= released;
         }
     }
 

@@ -1,10 +1,7 @@
-//! One counter of each kind, and the table that holds them.
-
-use std::collections::{HashMap, HashSet};
+//! One counter of each kind: a sliding window, calendar periods, what is in flight.
 
 use crate::governance::calendar::Bounds;
-use crate::governance::limits::Resource;
-use crate::governance::ports::{Charge, Count, CounterKey, Extent, Need, Refusing, Reserved, Retry, WindowKind};
+use crate::governance::ports::{Count, Retry, WindowKind};
 use crate::governance::window::{SlidingWindow, Wait};
 
 /// Both clocks, read at one moment.
@@ -13,6 +10,9 @@ pub(super) struct Now {
     pub(super) wall_us: i64,
     pub(super) steady_us: i64,
 }
+
+/// A calendar period is kept so long after its end, so that a wall clock set back finds what was used in it.
+const PERIOD_KEPT_US: i64 = 24 * 3600 * 1_000_000;
 
 /// How long a client is asked to wait for somebody else's answer to end.
 const CONCURRENCY_RETRY_US: i64 = 1_000_000;
@@ -37,6 +37,13 @@ pub(super) struct PeriodCount {
     held: u64,
 }
 
+impl PeriodCount {
+    /// True when nothing holds it and the wall clock will not come back to it.
+    fn is_over(&self, now: Now) -> bool {
+        self.held == 0 && self.end_us.saturating_add(PERIOD_KEPT_US) <= now.wall_us
+    }
+}
+
 /// What one key counts.
 #[derive(Debug)]
 pub(super) enum Counter {
@@ -46,7 +53,7 @@ pub(super) enum Counter {
 }
 
 impl Counter {
-    fn new(kind: &WindowKind) -> Self {
+    pub(super) fn new(kind: &WindowKind) -> Self {
         match kind {
             WindowKind::Sliding(length_us) => Self::Window(SlidingWindow::new(*length_us)),
             WindowKind::Calendar(..) => Self::Calendar(Vec::new()),
@@ -59,8 +66,7 @@ impl Counter {
         match (self, bounds) {
             (Self::Calendar(periods), Some(bounds)) => {
                 let (start_us, end_us) = bounds.at(now.wall_us);
-                // Keeps open reservations of the period before; forgets those that nothing holds.
-                periods.retain(|period| period.start_us == start_us || period.held > 0 || period.end_us > now.wall_us);
+                periods.retain(|period| period.start_us == start_us || !period.is_over(now));
                 Ticket::Period(start_us, end_us)
             }
             (Self::Window(_), _) => Ticket::Window(0),
@@ -77,7 +83,7 @@ impl Counter {
     }
 
     /// What is counted now where `ticket` points.
-    fn total(&mut self, ticket: Ticket, now: Now) -> u64 {
+    pub(super) fn total(&mut self, ticket: Ticket, now: Now) -> u64 {
         match (self, ticket) {
             (Self::Window(window), _) => {
                 window.forget(now.steady_us);
@@ -92,16 +98,11 @@ impl Counter {
         }
     }
 
-    fn retry(&mut self, ticket: Ticket, need: u64, amount: u64, now: Now) -> Result<(), Retry> {
-        if need > amount {
-            return Err(Retry::Never);
-        }
-        if self.total(ticket, now) <= amount - need {
-            return Ok(());
-        }
-        Err(match (self, ticket) {
+    /// When a refused charge of `need`, at most `amount`, would pass.
+    pub(super) fn retry(&mut self, ticket: Ticket, need: u64, amount: u64, now: Now) -> Retry {
+        match (self, ticket) {
             (Self::Window(window), _) => match window.check(need, amount, now.steady_us) {
-                Ok(()) => return Ok(()),
+                Ok(()) => Retry::After(0),
                 Err(Wait::After(us)) => Retry::After(us),
                 Err(Wait::Never) => Retry::Never,
             },
@@ -109,11 +110,11 @@ impl Counter {
             (Self::Calendar(_), Ticket::Period(_, end_us)) if end_us <= now.wall_us => Retry::Never,
             (Self::Calendar(_), Ticket::Period(_, end_us)) => Retry::After(end_us - now.wall_us),
             _ => Retry::Estimate(CONCURRENCY_RETRY_US),
-        })
+        }
     }
 
     /// Counts `amount` as held; a window's ticket becomes the sub-window.
-    fn hold(&mut self, ticket: &mut Ticket, amount: u64, now: Now) {
+    pub(super) fn hold(&mut self, ticket: &mut Ticket, amount: u64, now: Now) {
         match (self, &mut *ticket) {
             (Self::Window(window), ticket) => *ticket = Ticket::Window(window.hold(amount, now.steady_us)),
             (Self::Calendar(periods), Ticket::Period(start_us, end_us)) => {
@@ -176,152 +177,15 @@ impl Counter {
         }
     }
 
-    fn is_idle(&mut self, now: Now) -> bool {
+    /// True when forgetting it changes no answer.
+    pub(super) fn is_idle(&mut self, now: Now) -> bool {
         match self {
             Self::Window(window) => {
                 window.forget(now.steady_us);
                 window.is_empty()
             }
-            Self::Calendar(periods) => periods.iter().all(|period| period.end_us <= now.wall_us && period.held == 0),
+            Self::Calendar(periods) => periods.iter().all(|period| period.is_over(now)),
             Self::Now { held } => *held == 0,
         }
-    }
-}
-
-/// What a block charges on a counter of `resource`.
-pub(super) fn charged(extent: &Extent, need: &Need, resource: Resource) -> u64 {
-    match resource {
-        Resource::Requests => extent.requests,
-        Resource::Tokens => extent.prompt_tokens + extent.completion_tokens,
-        Resource::PromptTokens => extent.prompt_tokens,
-        Resource::CompletionTokens => extent.completion_tokens,
-        Resource::Concurrent => need.sequences,
-        Resource::Cost => 0,
-    }
-}
-
-/// All counters; a slot's number stays valid while a reservation refers to it.
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    numbers: HashMap<CounterKey, usize>,
-    slots: Vec<Option<Counter>>,
-    free: Vec<usize>,
-    sweep_at: usize,
-}
-
-/// The fewest counters worth looking through for idle ones.
-const SWEEP_MIN: usize = 1024;
-
-impl Table {
-    /// The number of a counter, made if need be.
-    pub(super) fn index(&mut self, key: &CounterKey) -> usize {
-        if let Some(number) = self.numbers.get(key) {
-            return *number;
-        }
-        let counter = Some(Counter::new(&key.window));
-        let number = match self.free.pop() {
-            Some(number) => {
-                self.slots[number] = counter;
-                number
-            }
-            None => {
-                self.slots.push(counter);
-                self.slots.len() - 1
-            }
-        };
-        self.numbers.insert(key.clone(), number);
-        number
-    }
-
-    pub(super) fn find(&mut self, key: &CounterKey) -> Option<&mut Counter> {
-        let number = *self.numbers.get(key)?;
-        self.slots[number].as_mut()
-    }
-
-    pub(super) fn get(&mut self, number: usize) -> &mut Counter {
-        self.slots[number].as_mut().expect("a counter that a number refers to is not swept")
-    }
-
-    /// Whether all charges would pass, and with how many completion tokens.
-    pub(super) fn check(
-        &mut self,
-        charges: &[Charge],
-        counters: &[usize],
-        tickets: &[Ticket],
-        need: Need,
-        now: Now,
-    ) -> Reserved {
-        let mut refusing = Vec::new();
-        let mut most = need.completion_most;
-        for (i, charge) in charges.iter().enumerate() {
-            let Some(amount) = charge.hard else { continue };
-            let fixed = need.fixed(charge.key.resource);
-            let elastic = Need::is_elastic(charge.key.resource);
-            let least = fixed + if elastic { need.completion_least } else { 0 };
-            if least == 0 && !elastic {
-                // It takes nothing here: a counter that was filled under a higher amount is not its business.
-                continue;
-            }
-            let counter = self.get(counters[i]);
-            match counter.retry(tickets[i], least, amount, now) {
-                Err(retry) => refusing.push(Refusing { charge: i, requested: least, retry }),
-                Ok(()) if elastic => most = most.min(amount - fixed - counter.total(tickets[i], now)),
-                Ok(()) => {}
-            }
-        }
-        let counts = self.counts(charges, counters, now);
-        if refusing.is_empty() {
-            Reserved::Granted { at_us: now.steady_us, completion_tokens: most, counts }
-        } else {
-            Reserved::Refused { refusing, counts }
-        }
-    }
-
-    /// Charges all or none.
-    pub(super) fn charge(
-        &mut self,
-        charges: &[Charge],
-        counters: &[usize],
-        tickets: &mut [Ticket],
-        need: Need,
-        now: Now,
-    ) -> Reserved {
-        let answer = self.check(charges, counters, tickets, need, now);
-        let Reserved::Granted { at_us, completion_tokens, .. } = answer else {
-            return answer;
-        };
-        for (i, charge) in charges.iter().enumerate() {
-            let resource = charge.key.resource;
-            let amount = need.fixed(resource) + if Need::is_elastic(resource) { completion_tokens } else { 0 };
-            self.get(counters[i]).hold(&mut tickets[i], amount, now);
-        }
-        Reserved::Granted { at_us, completion_tokens, counts: self.counts(charges, counters, now) }
-    }
-
-    fn counts(&mut self, charges: &[Charge], counters: &[usize], now: Now) -> Vec<Count> {
-        charges.iter().zip(counters).map(|(charge, counter)| self.get(*counter).count(charge.bounds, now)).collect()
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.numbers.len()
-    }
-
-    /// Looking for idle counters costs as much as making them did: amortised constant.
-    pub(super) fn is_sweep_due(&self) -> bool {
-        self.numbers.len() >= self.sweep_at.max(SWEEP_MIN)
-    }
-
-    pub(super) fn sweep(&mut self, held: &HashSet<usize>, now: Now) {
-        let Self { numbers, slots, free, .. } = self;
-        numbers.retain(|_, number| {
-            let idle = slots[*number].as_mut().is_none_or(|counter| counter.is_idle(now));
-            if idle && !held.contains(number) {
-                slots[*number] = None;
-                free.push(*number);
-                return false;
-            }
-            true
-        });
-        self.sweep_at = self.numbers.len() * 2;
     }
 }

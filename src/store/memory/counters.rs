@@ -1,9 +1,10 @@
-//! Counters in this process's memory, behind one lock that is held for the few hundred nanoseconds of one decision.
+//! Counters in this process's memory: a decision locks the accounts it concerns, and nothing else, for a few hundred
+//! nanoseconds.
 //!
-//! One lock because a decision is all or nothing over several counters; it is never held across an await.
+//! A reservation's page is locked first and kept, so calls about one reservation take turns; then all its accounts, so a
+//! decision over several counters is all or nothing. No lock is held across an await.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -12,189 +13,149 @@ use crate::governance::clock::Clock;
 use crate::governance::ports::{Charge, Count, CounterError, Counters, Extent, Need, Reserved, Restored};
 use crate::governance::records::{Usage, spend};
 
-use super::counter::{Counter, Now, Table, Ticket, charged};
-
-/// Settled reservations that are remembered, so that a repeated call does not charge again.
-const REMEMBERED: usize = 8192;
+use super::account::{Accounts, Locked, SHARDS, Seat};
+use super::book::{Block, Hold, Page, counted};
+use super::counter::Now;
+use super::sync::{Mutex, MutexGuard, lock};
 
 /// Windows, calendar counters and holds of one process.
 pub struct MemoryCounters {
     clock: Arc<dyn Clock>,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    table: Table,
-    holds: HashMap<Uuid, Hold>,
-    settled: HashSet<Uuid>,
-    settled_order: VecDeque<Uuid>,
-}
-
-/// An open reservation: what it charges, and every block it was granted.
-struct Hold {
-    charges: Arc<[Charge]>,
-    counters: Vec<usize>,
-    blocks: Vec<Block>,
-}
-
-/// One grant.
-struct Block {
-    extent: Extent,
-    need: Need,
-    tickets: Vec<Ticket>,
-    answer: Reserved,
+    accounts: Accounts,
+    book: [Mutex<Page>; SHARDS],
 }
 
 impl MemoryCounters {
     /// Empty counters that tell the time by `clock`.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, state: Mutex::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { clock, accounts: Accounts::default(), book: Default::default() }
     }
 
     fn now(&self) -> Now {
         Now { wall_us: self.clock.now_us(), steady_us: self.clock.steady_us() }
     }
 
-    /// Counters kept in memory, idle ones that are not forgotten yet included.
+    fn page(&self, id: Uuid) -> MutexGuard<'_, Page> {
+        // The last bits of a UUID of version 7 are random.
+        let page = usize::try_from(id.as_u128() % SHARDS as u128).unwrap_or(0);
+        lock(&self.book[page])
+    }
+
+    /// Subjects kept in memory, idle ones that are not forgotten yet included.
     pub fn known(&self) -> usize {
-        self.lock().table.len()
+        self.accounts.len()
     }
 
     /// Open reservations; for tests and the idle check: zero when nothing runs.
     pub fn open_holds(&self) -> usize {
-        self.lock().holds.len()
+        self.book.iter().map(|page| lock(page).len()).sum()
+    }
+}
+
+/// Charges all or none; a grant is told together with the block it makes.
+fn charge(
+    locked: &mut Locked<'_>,
+    charges: &[Charge],
+    mut seats: Vec<Seat>,
+    need: Need,
+    now: Now,
+) -> (Reserved, Option<Block>) {
+    match locked.check(charges, &seats, need, now) {
+        Err(refusing) => (Reserved::Refused { refusing, counts: locked.counts(charges, &seats, now) }, None),
+        Ok(completion_tokens) => {
+            locked.hold(charges, &mut seats, need, completion_tokens, now);
+            let counts = locked.counts(charges, &seats, now);
+            let answer = Reserved::Granted { at_us: now.steady_us, completion_tokens, counts };
+            let block = Block::new(now.steady_us, need, completion_tokens, seats, answer.clone());
+            (answer, Some(block))
+        }
     }
 }
 
 #[async_trait]
 impl Counters for MemoryCounters {
     async fn reserve(&self, id: Uuid, charges: &Arc<[Charge]>, need: Need) -> Result<Reserved, CounterError> {
-        let mut state = self.lock();
-        // Read under the lock, so that charges are counted in the order of their times.
-        let now = self.now();
-        if let Some(hold) = state.holds.get(&id) {
+        let mut page = self.page(id);
+        if let Some(hold) = page.open(&id) {
             return Ok(hold.blocks[0].answer.clone());
         }
-        if state.settled.contains(&id) {
+        if page.is_settled(&id) {
             return Err(misused("reserve", "this reservation is settled"));
         }
-        let counters: Vec<usize> = charges.iter().map(|charge| state.table.index(&charge.key)).collect();
-        let tickets_at = |charge: &Charge, counter: &mut Counter| counter.ticket(charge.bounds, now);
-        let mut tickets: Vec<Ticket> = Vec::with_capacity(counters.len());
-        for (charge, counter) in charges.iter().zip(&counters) {
-            tickets.push(tickets_at(charge, state.table.get(*counter)));
+        let (parties, own) = self.accounts.of(charges, || self.now());
+        let mut locked = parties.lock();
+        // Read under the locks, so that charges are counted in the order of their times.
+        let now = self.now();
+        let seats = locked.seats(charges, &own, now);
+        let (answer, block) = charge(&mut locked, charges, seats, need, now);
+        drop(locked);
+        if let Some(block) = block {
+            page.put(id, Hold { charges: charges.clone(), parties, blocks: vec![block] });
         }
-        let answer = state.table.charge(charges, &counters, &mut tickets, need, now);
-        if let Reserved::Granted { at_us, completion_tokens, .. } = &answer {
-            let extent = Extent {
-                at_us: *at_us,
-                requests: need.requests,
-                prompt_tokens: need.prompt_tokens,
-                completion_tokens: *completion_tokens,
-            };
-            let block = Block { extent, need, tickets, answer: answer.clone() };
-            state.holds.insert(id, Hold { charges: charges.clone(), counters, blocks: vec![block] });
-        }
-        state.sweep_if_due(now);
         Ok(answer)
     }
 
     async fn extend(&self, id: Uuid, sequence: u32, need: Need) -> Result<Reserved, CounterError> {
-        let mut state = self.lock();
-        let now = self.now();
-        let State { table, holds, .. } = &mut *state;
-        let hold = holds.get_mut(&id).ok_or_else(|| misused("extend", "there is no such reservation"))?;
+        let mut page = self.page(id);
+        let hold = page.open(&id).ok_or_else(|| misused("extend", "there is no such reservation"))?;
         if let Some(block) = hold.blocks.get(sequence as usize) {
             return Ok(block.answer.clone());
         }
         if sequence as usize != hold.blocks.len() {
             return Err(misused("extend", "a sequence number was left out"));
         }
+        let Hold { charges, parties, blocks } = hold;
+        let mut locked = parties.lock();
+        let now = self.now();
         // The period of a calendar counter is fixed at admission; windows take the present.
-        let mut tickets = hold.blocks[0].tickets.clone();
-        let answer = table.charge(&hold.charges, &hold.counters, &mut tickets, need, now);
-        if let Reserved::Granted { at_us, completion_tokens, .. } = &answer {
-            let extent = Extent { at_us: *at_us, completion_tokens: *completion_tokens, ..Extent::default() };
-            hold.blocks.push(Block { extent, need, tickets, answer: answer.clone() });
-        }
+        let seats = blocks[0].seats.clone();
+        let (answer, block) = charge(&mut locked, charges, seats, need, now);
+        blocks.extend(block);
         Ok(answer)
     }
 
     async fn settle(&self, id: Uuid, used: Usage) -> Result<(), CounterError> {
-        let mut state = self.lock();
-        let Some(hold) = state.holds.remove(&id) else {
+        let mut page = self.page(id);
+        let Some(Hold { charges, parties, blocks }) = page.close(id) else {
             return Ok(());
         };
-        let extents: Vec<Extent> = hold.blocks.iter().map(|block| block.extent).collect();
-        for (block, spent) in hold.blocks.iter().zip(spend(&extents, used)) {
-            for ((charge, counter), ticket) in hold.charges.iter().zip(&hold.counters).zip(&block.tickets) {
+        let extents: Vec<Extent> = blocks.iter().map(|block| block.extent).collect();
+        let mut locked = parties.lock();
+        for (block, spent) in blocks.iter().zip(spend(&extents, used)) {
+            for (charge, seat) in charges.iter().zip(&block.seats) {
                 let resource = charge.key.resource;
-                let reserved = charged(&block.extent, &block.need, resource);
-                let kept = charged(&spent, &Need::default(), resource);
-                state.table.get(*counter).settle(*ticket, reserved, kept);
+                locked.settle(seat, block.reserved(resource), counted(&spent, resource));
             }
         }
-        state.remember(id);
         Ok(())
     }
 
     async fn peek(&self, charges: &[Charge]) -> Result<Vec<Count>, CounterError> {
-        let mut state = self.lock();
-        let now = self.now();
-        Ok(charges
-            .iter()
-            .map(|charge| {
-                state.table.find(&charge.key).map_or_else(Count::default, |counter| counter.count(charge.bounds, now))
-            })
-            .collect())
+        Ok(charges.iter().map(|charge| self.accounts.count(charge, || self.now())).collect())
     }
 
     async fn probe(&self, charges: &[Charge], need: Need) -> Result<Reserved, CounterError> {
-        let mut state = self.lock();
+        let (parties, own) = self.accounts.of(charges, || self.now());
+        let mut locked = parties.lock();
         let now = self.now();
-        let counters: Vec<usize> = charges.iter().map(|charge| state.table.index(&charge.key)).collect();
-        let mut tickets = Vec::with_capacity(counters.len());
-        for (charge, counter) in charges.iter().zip(&counters) {
-            tickets.push(state.table.get(*counter).ticket(charge.bounds, now));
-        }
-        let answer = state.table.check(charges, &counters, &tickets, need, now);
-        state.sweep_if_due(now);
-        Ok(answer)
+        let seats = locked.seats(charges, &own, now);
+        let decided = locked.check(charges, &seats, need, now);
+        let counts = locked.counts(charges, &seats, now);
+        Ok(match decided {
+            Ok(completion_tokens) => Reserved::Granted { at_us: now.steady_us, completion_tokens, counts },
+            Err(refusing) => Reserved::Refused { refusing, counts },
+        })
     }
 
     async fn restore(&self, rows: Vec<Restored>) -> Result<(), CounterError> {
-        let mut state = self.lock();
         for row in rows {
-            let counter = state.table.index(&row.key);
-            state.table.get(counter).restore(row.used, row.at_us, row.bounds);
+            let charges = [Charge { key: row.key, hard: None, bounds: row.bounds }];
+            let (parties, own) = self.accounts.of(&charges, || self.now());
+            let mut locked = parties.lock();
+            let seats = locked.seats(&charges, &own, self.now());
+            locked.restore(&seats[0], row.used, row.at_us, row.bounds);
         }
         Ok(())
-    }
-}
-
-impl State {
-    fn remember(&mut self, id: Uuid) {
-        if self.settled.insert(id) {
-            self.settled_order.push_back(id);
-        }
-        if self.settled_order.len() > REMEMBERED
-            && let Some(oldest) = self.settled_order.pop_front()
-        {
-            self.settled.remove(&oldest);
-        }
-    }
-
-    fn sweep_if_due(&mut self, now: Now) {
-        if !self.table.is_sweep_due() {
-            return;
-        }
-        let held: HashSet<usize> = self.holds.values().flat_map(|hold| hold.counters.iter().copied()).collect();
-        self.table.sweep(&held, now);
     }
 }
 

@@ -1,0 +1,96 @@
+//! The book of reservations: what is open, and what was settled lately, so that a repeated call counts once.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::governance::limits::Resource;
+use crate::governance::ports::{Charge, Extent, Need, Reserved};
+
+use super::account::{Parties, SHARDS, Seat};
+
+/// Settled reservations that a page of the book remembers.
+const REMEMBERED: usize = 8192 / SHARDS;
+
+/// One page of the book; a reservation's id tells on which page it stands.
+#[derive(Default)]
+pub(super) struct Page {
+    open: HashMap<Uuid, Hold>,
+    settled: HashSet<Uuid>,
+    settled_order: VecDeque<Uuid>,
+}
+
+/// An open reservation: what it charges, and every block it was granted.
+pub(super) struct Hold {
+    pub(super) charges: Arc<[Charge]>,
+    pub(super) parties: Parties,
+    pub(super) blocks: Vec<Block>,
+}
+
+/// One grant.
+pub(super) struct Block {
+    pub(super) extent: Extent,
+    pub(super) sequences: u64,
+    pub(super) seats: Vec<Seat>,
+    pub(super) answer: Reserved,
+}
+
+impl Block {
+    /// What was granted and charged to `seats`.
+    pub(super) fn new(at_us: i64, need: Need, completion_tokens: u64, seats: Vec<Seat>, answer: Reserved) -> Self {
+        let extent = Extent { at_us, requests: need.requests, prompt_tokens: need.prompt_tokens, completion_tokens };
+        Self { extent, sequences: need.sequences, seats, answer }
+    }
+
+    /// What it charged on a counter of `resource`.
+    pub(super) fn reserved(&self, resource: Resource) -> u64 {
+        match resource {
+            Resource::Concurrent => self.sequences,
+            other => counted(&self.extent, other),
+        }
+    }
+}
+
+/// What an extent counts for on a counter of `resource` after settlement: nothing is in flight any more.
+pub(super) fn counted(extent: &Extent, resource: Resource) -> u64 {
+    match resource {
+        Resource::Requests => extent.requests,
+        Resource::Tokens => extent.prompt_tokens + extent.completion_tokens,
+        Resource::PromptTokens => extent.prompt_tokens,
+        Resource::CompletionTokens => extent.completion_tokens,
+        Resource::Concurrent | Resource::Cost => 0,
+    }
+}
+
+impl Page {
+    pub(super) fn open(&mut self, id: &Uuid) -> Option<&mut Hold> {
+        self.open.get_mut(id)
+    }
+
+    pub(super) fn is_settled(&self, id: &Uuid) -> bool {
+        self.settled.contains(id)
+    }
+
+    pub(super) fn put(&mut self, id: Uuid, hold: Hold) {
+        self.open.insert(id, hold);
+    }
+
+    /// Closes a reservation; `None` when it is not open.
+    pub(super) fn close(&mut self, id: Uuid) -> Option<Hold> {
+        let hold = self.open.remove(&id)?;
+        if self.settled.insert(id) {
+            self.settled_order.push_back(id);
+        }
+        if self.settled_order.len() > REMEMBERED
+            && let Some(oldest) = self.settled_order.pop_front()
+        {
+            self.settled.remove(&oldest);
+        }
+        Some(hold)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+}
