@@ -8,3 +8,5 @@ mod parallel;
 mod secrecy;
 mod server;
 mod stop;
+
+pub(crate) use server::ServerProcess;

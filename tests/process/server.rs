@@ -15,7 +15,7 @@ pub(super) const ADMIN_KEY: &str = "bootstrap-secret-only-for-tests";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running server; killed when dropped.
-pub(super) struct ServerProcess {
+pub(crate) struct ServerProcess {
     child: Child,
     url: String,
     client: reqwest::Client,
@@ -29,7 +29,7 @@ pub(super) struct Answer {
 
 impl ServerProcess {
     /// Starts a server on a free port with its data in `data_dir` and waits until it is ready.
-    pub(super) async fn start(data_dir: &Path, arguments: &[&str]) -> Self {
+    pub(crate) async fn start(data_dir: &Path, arguments: &[&str]) -> Self {
         let mut child = serve_command(data_dir, arguments).spawn().expect("the binary was built with the tests");
         let (sender, mut output) = mpsc::unbounded_channel();
         follow(child.stdout.take().expect("stdout is piped"), sender.clone());
@@ -65,13 +65,26 @@ impl ServerProcess {
     }
 
     /// A request with the administrator's key.
-    pub(super) fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
         self.client.post(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY).json(body)
     }
 
     /// A request with the administrator's key.
-    pub(super) fn get(&self, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn get(&self, path: &str) -> reqwest::RequestBuilder {
         self.client.get(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY)
+    }
+
+    /// A short chat with somebody's key: status and body.
+    pub(crate) async fn chat_as(&self, key: &str, seed: u64) -> (u16, Value) {
+        let request = self.client.post(format!("{}/v1/chat/completions", self.url)).bearer_auth(key);
+        let reply = request.json(&chat_body("Hello?", seed)).send().await.expect("the server answers");
+        (reply.status().as_u16(), reply.json().await.expect("answers are JSON"))
+    }
+
+    /// What `/v1/me` says to the holder of a key.
+    pub(crate) async fn me(&self, key: &str) -> Value {
+        let reply = self.client.get(format!("{}/v1/me", self.url)).bearer_auth(key).send().await;
+        reply.expect("the server answers").json().await.expect("answers are JSON")
     }
 
     /// A chat answer that must succeed.
@@ -84,14 +97,14 @@ impl ServerProcess {
     }
 
     /// Sends a signal by its number.
-    pub(super) fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([signal, &id]).status().expect("`kill` is on every Debian machine");
         assert!(sent.success(), "kill {signal} {id}");
     }
 
     /// Waits for the end after a signal.
-    pub(super) async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {

@@ -9,6 +9,6 @@ mod raw;
 mod reply;
 
 pub(crate) use actor::{Actor, chat_body};
-pub(crate) use app::{Builder, MODEL, TestApp};
+pub(crate) use app::{Builder, MODEL, TestApp, TierSpec};
 pub(crate) use raw::{exchange, exchange_slowly};
 pub(crate) use reply::{Reply, without_ids};

@@ -91,7 +91,9 @@ async fn governed_body(
 ) -> Result<axum::body::Bytes, ApiError> {
     let (parts, body) = request.into_parts();
     let windows = api.models.all().into_iter().filter_map(|served| served.context_window());
-    let largest = windows.max().unwrap_or(0) as u64;
+    // Every choice of every prompt may fill a context window of its own.
+    let most = api.config.bounds.max_prompts.saturating_mul(api.config.bounds.max_choices as usize);
+    let largest = windows.max().unwrap_or(0).saturating_mul(most) as u64;
     if let Err(denied) = api.governor.peek(&caller.principal, model, largest).await {
         api.metrics.refused(denied.reason);
         discard(&parts.headers, body).await;
