@@ -1,77 +1,30 @@
 //! What governing one request costs: a cached credential, an admission over six limits, a settlement; and with the disk.
 //!
-//! Run: `cargo bench --bench governance`. The group "with ledger" settles many requests at once, as a busy server does: one
-//! sync of the disk serves all that wait for it.
+//! Run: `cargo bench --bench governance`. It begins with a table of single decisions (percentiles) and of decisions a second
+//! on one and two threads. The group "with ledger" settles many requests at once, as a busy server does: one sync of the
+//! disk serves all that wait for it. `benches/rivals` sets the first line beside other limiters.
+
+mod decision;
+mod stage;
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::future::join_all;
-use millgate::governance::ports::{Charge, CounterKey, Counters, Need, Reserved};
-use millgate::governance::{
-    Ask, CompletionCap, Config, Credential, DeclaredModel, Governor, Limit, NewKey, Principal, Status, SystemClock,
-    TierPatch, Usage, UserId,
-};
-use millgate::store::{Config as StoreConfig, MemoryCounters, SqliteRecords};
-use tempfile::TempDir;
+use millgate::governance::ports::{Counters, Reserved};
+use millgate::governance::{Clock, Credential, Status, SystemClock};
+use millgate::store::MemoryCounters;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-const LIMITS: [&str; 6] = [
-    "1000000000 requests / 1m",
-    "1000000000000 tokens / 1m",
-    "1000000000000 tokens / 1h",
-    "1000000000000 tokens / day Europe/Paris",
-    "1000000000000 completion_tokens / month",
-    "1000000 concurrent",
-];
-const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+use decision::{Decider, Speed, measure};
+use stage::{HERE, InMemory, LIMITS, NEED, Stage, USED, WithLedger, ask, charges};
 
-struct Stage {
-    governor: Governor,
-    credential: Credential,
-    who: Principal,
-    _dir: TempDir,
-}
-
-async fn stage() -> Stage {
-    let dir = TempDir::new().expect("a directory");
-    let store = StoreConfig { data_dir: dir.path().to_owned(), ..StoreConfig::default() };
-    let records = Arc::new(SqliteRecords::open(&store).await.expect("the store"));
-    let clock = Arc::new(SystemClock::new());
-    let counters = Arc::new(MemoryCounters::new(clock.clone()));
-    let (governor, first) =
-        Governor::start(records, counters, clock, Config::default()).await.expect("governance starts");
-    let key = first.admin_key.expect("a first key");
-    let admin = governor.authenticate(&Credential::parse(key.reveal()), HERE).await.expect("the key works");
-    let limits = LIMITS.iter().map(|text| text.parse().expect("a limit")).collect();
-    let patch = TierPatch { limits: Some(limits), ..TierPatch::default() };
-    governor.update_tier(&admin, "enterprise", patch).await.expect("the tier changes");
-    let model = DeclaredModel { name: "m".into(), display_name: None, source: "none".into(), published: None };
-    governor.declare_models(&[model]).await.expect("a model");
-    let issued =
-        governor.create_key(&admin, NewKey { name: "bench".into(), ..NewKey::default() }).await.expect("a key");
-    let credential = Credential::parse(issued.secret.reveal());
-    let who = governor.authenticate(&credential, HERE).await.expect("the key works");
-    Stage { governor, credential, who, _dir: dir }
-}
-
-fn ask() -> Ask {
-    Ask {
-        request_id: Uuid::now_v7(),
-        client_request_id: None,
-        model: "m".into(),
-        endpoint: "/v1/chat/completions",
-        prompt_tokens: 100,
-        sequences: 1,
-        cap: CompletionCap::Explicit(200),
-    }
-}
-
-const USED: Usage = Usage { prompt_tokens: 100, cached_tokens: 0, completion_tokens: 150 };
+/// As the server's own binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn in_memory(c: &mut Criterion, runtime: &Runtime, stage: &Stage) {
     let mut group = c.benchmark_group("governance");
@@ -89,40 +42,50 @@ fn in_memory(c: &mut Criterion, runtime: &Runtime, stage: &Stage) {
     group.finish();
 }
 
-fn charges() -> Arc<[Charge]> {
-    LIMITS
-        .iter()
-        .map(|text| {
-            let limit: Limit = text.parse().expect("a limit");
-            let bounds = match &limit.window {
-                millgate::governance::limits::Window::Calendar(period, zone) => {
-                    Some(millgate::governance::calendar::bounds(*period, zone, 1_795_435_200_000_000))
-                }
-                _ => None,
-            };
-            let key = CounterKey::for_subject(&limit, UserId(Uuid::from_u128(7)), None, "free").expect("a counter");
-            Charge { key, hard: Some(limit.amount), bounds }
-        })
-        .collect()
-}
-
 fn counters(c: &mut Criterion, runtime: &Runtime) {
-    let counters = MemoryCounters::new(Arc::new(SystemClock::new()));
-    let charges = charges();
-    let need = Need { requests: 1, prompt_tokens: 100, sequences: 1, completion_least: 200, completion_most: 200 };
+    let clock = Arc::new(SystemClock::new());
+    let charges = charges(&LIMITS, 7, clock.now_us());
+    let counters = MemoryCounters::new(clock);
     let mut group = c.benchmark_group("governance");
     group.throughput(Throughput::Elements(1));
     group.bench_function("decide and settle over six limits, counters alone", |b| {
         b.iter(|| {
             runtime.block_on(async {
                 let id = Uuid::now_v7();
-                let answer = counters.reserve(id, &charges, need).await.expect("an answer");
+                let answer = counters.reserve(id, &charges, NEED).await.expect("an answer");
                 assert!(matches!(answer, Reserved::Granted { completion_tokens: 200, .. }));
                 counters.settle(id, USED).await.expect("settled");
             });
         });
     });
     group.finish();
+}
+
+/// Percentiles of single decisions and decisions a second: not criterion's to tell.
+#[expect(clippy::print_stdout, reason = "the table is what this program is for")]
+fn decisions(runtime: &Runtime, stage: &Arc<Stage>) {
+    const LENGTH: Duration = Duration::from_secs(2);
+    let clock = Arc::new(SystemClock::new());
+    let now_us = clock.now_us();
+    let counters = Arc::new(MemoryCounters::new(clock));
+    let in_memory =
+        |user| -> Box<dyn Decider> { Box::new(InMemory::new(stage, &counters, charges(&LIMITS, user, now_us))) };
+    let with_ledger = || -> Box<dyn Decider> { Box::new(WithLedger::new(stage)) };
+    println!("{:<52} {:>9} {:>9} {:>9} {:>12}", "", "p50", "p99", "p99.9", "rounds/s");
+    let show = |name: &str, speed: Speed| {
+        let Speed { p50, p99, p999, rounds_per_second } = speed;
+        let [p50, p99, p999] = [p50, p99, p999].map(|time| format!("{} ns", time.as_nanos()));
+        println!("{name:<52} {p50:>9} {p99:>9} {p999:>9} {rounds_per_second:>12.0}");
+    };
+    show("in memory, one thread", measure(vec![in_memory(1)], LENGTH));
+    show("in memory, two threads, one user", measure(vec![in_memory(1), in_memory(1)], LENGTH));
+    show("in memory, two threads, two users", measure(vec![in_memory(1), in_memory(2)], LENGTH));
+    // The ledger's rows pile up behind it: short, and drained before the next.
+    let short = LENGTH / 10;
+    show("with journal and ledger behind, one thread", measure(vec![with_ledger()], short));
+    runtime.block_on(stage.governor.drain());
+    show("with journal and ledger behind, two threads", measure(vec![with_ledger(), with_ledger()], short));
+    runtime.block_on(stage.governor.drain());
 }
 
 /// One whole request, without waiting for the disk: what the path of a request pays in CPU time.
@@ -170,7 +133,8 @@ fn with_ledger(c: &mut Criterion, runtime: &Runtime, stage: &Stage) {
 
 fn governance(c: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
-    let stage = runtime.block_on(stage());
+    let stage = Arc::new(runtime.block_on(Stage::new()));
+    decisions(&runtime, &stage);
     in_memory(c, &runtime, &stage);
     counters(c, &runtime);
     without_waiting(c, &runtime, &stage);
