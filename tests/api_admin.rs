@@ -179,12 +179,16 @@ async fn models_are_published_to_tiers() {
         (json!({"tiers": ["no-such-tier"]}), "tiers"),
         (json!({"tiers": 5}), "tiers"),
         (json!({"tires": []}), "tires"),
-        (json!({"env": {}}), "env"),
-        (json!({"source": "hf:other/model"}), "source"),
+        (json!({"env": []}), "env"),
+        (json!({"source": 1}), "source"),
     ] {
         let reply = admin.put("/admin/v1/models/second", &body).await;
         assert_eq!((reply.status, reply.param()), (400, json!(param)), "{}", reply.body);
     }
+    let elsewhere = admin.put("/admin/v1/models/second", &json!({"source": "hf:other/model"})).await;
+    assert_eq!(elsewhere.status, 409, "{}", elsewhere.body);
+    assert!(elsewhere.message().contains("comes from the test"), "{}", elsewhere.body);
+    assert_eq!(admin.put("/admin/v1/models/second", &json!({"env": {}})).await.status, 200, "nothing changes");
     assert_eq!(admin.put("/admin/v1/models/third", &json!({})).await.status, 404);
 }
 

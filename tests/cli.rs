@@ -44,7 +44,16 @@ fn every_command_explains_itself_with_an_example() {
         let help = millgate(&["help", command], "");
         assert!(help.is_success && help.out.contains(&format!("  millgate {command}")), "{command}: {}", help.out);
     }
-    for command in [["key", "create"], ["tier", "apply"], ["user", "create"], ["model", "inspect"]] {
+    for command in [
+        ["key", "create"],
+        ["tier", "apply"],
+        ["user", "create"],
+        ["model", "inspect"],
+        ["model", "create"],
+        ["model", "load"],
+        ["model", "unload"],
+        ["model", "delete"],
+    ] {
         let help = millgate(&["help", command[0], command[1]], "");
         assert!(help.is_success && help.out.contains(&format!("  millgate {}", command.join(" "))), "{command:?}");
     }

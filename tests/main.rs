@@ -16,6 +16,7 @@ mod governance;
 mod governance_accounts;
 mod governance_crash;
 mod governance_house;
+mod models_at_run_time;
 mod oracle;
 mod process;
 mod source_text;

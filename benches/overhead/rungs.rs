@@ -10,7 +10,7 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::stream;
-use millgate::api::{self, Api, ApiParts, Lifecycle, ModelState, Models, ReadyModel, ServedModel};
+use millgate::api::{self, Api, ApiParts, Lifecycle, ModelOrders, ModelState, Models, ReadyModel, ServedModel};
 use millgate::engine::fake::FakeModel;
 use millgate::engine::{self, CacheSalt, EngineHandle, Event, EventStream, FlowId, Request, RequestId, SamplingParams};
 use millgate::governance::ports::{Charge, CounterKey, Counters, Need, Records};
@@ -111,12 +111,18 @@ impl Ladder {
             created: 0,
             url: None,
             fingerprint: "fp_instant".to_owned(),
+            configured_in: None,
+            env: serde_json::Map::new(),
+            needs_reload: false,
+            past: millgate::engine::EngineTotals::default(),
             state: ModelState::Ready(Arc::new(ReadyModel { engine: self.engine.clone(), text: FakeModel::text() })),
         });
         let lifecycle = Arc::new(Lifecycle::default());
         lifecycle.set_ready();
         let api = Api::new(ApiParts {
             governor: governed.governor.clone(),
+            // No model comes or goes during a measurement.
+            orders: ModelOrders::channel().0,
             models,
             config: api::Config::default(),
             clock: Arc::new(SystemClock::new()),

@@ -1,9 +1,10 @@
-//! Zeroed memory on 2 MiB pages, for weights and caches.
+//! Zeroed memory on 2 MiB pages, for weights, caches and activations.
 //!
 //! Reading gigabytes a token, address translation is a cost of its own: with 4 KiB pages a quarter of the read bandwidth
 //! is lost. The system is asked for huge pages; where it has none, everything works on small ones.
 
 use crate::KernelError;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 const HUGE_PAGE: usize = 2 << 20;
@@ -56,6 +57,44 @@ impl Drop for HugeBuffer {
             // SAFETY: exactly what `reserve` returned for this size, released once.
             unsafe { sys::release(self.start, self.mapped) };
         }
+    }
+}
+
+/// Owned, zeroed floats on the same pages: for activations. Unlike a vector's, their memory goes back to the system at
+/// once when they are dropped, and no page is taken before it is used.
+#[derive(Debug)]
+pub struct Floats(HugeBuffer);
+
+impl Floats {
+    /// Reserves `len` zeros.
+    ///
+    /// # Errors
+    /// [`KernelError::Alloc`] when there is not enough memory.
+    pub fn zeroed(len: usize) -> Result<Self, KernelError> {
+        let bytes = len.checked_mul(size_of::<f32>()).ok_or(KernelError::Alloc { bytes: usize::MAX })?;
+        HugeBuffer::zeroed(bytes).map(Self)
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        if self.0.len == 0 {
+            return &[];
+        }
+        // SAFETY: the buffer is 2 MiB-aligned, initialised and a whole number of floats long; any bits are a float.
+        unsafe { std::slice::from_raw_parts(self.0.start.as_ptr().cast(), self.0.len / size_of::<f32>()) }
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        if self.0.len == 0 {
+            return &mut [];
+        }
+        // SAFETY: as in `deref`, and `self` is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.0.start.as_ptr().cast(), self.0.len / size_of::<f32>()) }
     }
 }
 
@@ -131,6 +170,18 @@ mod tests {
             buffer.bytes_mut().fill(7);
             assert!(len == 0 || buffer.start.addr().get().is_multiple_of(HUGE_PAGE));
         }
+    }
+
+    #[test]
+    fn floats_are_zero_and_keep_what_is_written() {
+        for len in [0, 1, 1023, HUGE_PAGE + 3] {
+            let mut floats = Floats::zeroed(len).unwrap();
+            assert_eq!(floats.len(), len);
+            assert!(floats.iter().all(|&value| value == 0.0));
+            floats.iter_mut().zip((0..=255u8).cycle()).for_each(|(value, number)| *value = number.into());
+            assert!(floats.iter().zip((0..=255u8).cycle()).all(|(&value, number)| value == f32::from(number)));
+        }
+        assert_eq!(Floats::zeroed(usize::MAX).unwrap_err(), KernelError::Alloc { bytes: usize::MAX });
     }
 
     #[test]

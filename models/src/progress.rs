@@ -14,6 +14,10 @@ pub trait Progress: Send + Sync {
     fn advance(&self, bytes: u64);
     /// The stage is over, whether or not all bytes were needed.
     fn finish(&self);
+    /// Whether nobody wants the result any more; asked between tensors and between files. Never, unless overridden.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Says nothing: for tests and for programs that are not watched.

@@ -1,6 +1,6 @@
 //! Activations, allocated once for the largest step: the forward pass allocates nothing.
 
-use millgate_kernels::KernelError;
+use millgate_kernels::{Floats, KernelError};
 
 /// Sizes that decide how large the activations are.
 #[derive(Debug, Clone, Copy)]
@@ -18,11 +18,11 @@ pub(crate) struct WorkspaceShape {
 #[derive(Debug)]
 pub(crate) struct Workspace {
     /// The stream that layers add to, `[tokens, hidden]`.
-    pub(crate) residual: Vec<f32>,
+    pub(crate) residual: Floats,
     /// What a layer reads, `[tokens, hidden]`.
-    pub(crate) normed: Vec<f32>,
+    pub(crate) normed: Floats,
     /// What a layer returns, `[tokens, hidden]`.
-    pub(crate) returned: Vec<f32>,
+    pub(crate) returned: Floats,
     pub(crate) attention: AttentionSpace,
     pub(crate) mlp: MlpSpace,
     pub(crate) output: OutputSpace,
@@ -31,27 +31,27 @@ pub(crate) struct Workspace {
 /// Buffers of an attention layer.
 #[derive(Debug)]
 pub(crate) struct AttentionSpace {
-    pub(crate) query: Vec<f32>,
-    pub(crate) key: Vec<f32>,
-    pub(crate) value: Vec<f32>,
+    pub(crate) query: Floats,
+    pub(crate) key: Floats,
+    pub(crate) value: Floats,
     /// Attention's result before the output projection, `[tokens, heads * head_dim]`.
-    pub(crate) mixed: Vec<f32>,
+    pub(crate) mixed: Floats,
 }
 
 /// Buffers of a feed-forward layer.
 #[derive(Debug)]
 pub(crate) struct MlpSpace {
-    pub(crate) gate: Vec<f32>,
-    pub(crate) up: Vec<f32>,
-    pub(crate) product: Vec<f32>,
+    pub(crate) gate: Floats,
+    pub(crate) up: Floats,
+    pub(crate) product: Floats,
 }
 
 /// Buffers of the rows whose logits are wanted.
 #[derive(Debug)]
 pub(crate) struct OutputSpace {
-    pub(crate) residual: Vec<f32>,
-    pub(crate) mixed: Vec<f32>,
-    pub(crate) logits: Vec<f32>,
+    pub(crate) residual: Floats,
+    pub(crate) mixed: Floats,
+    pub(crate) logits: Floats,
 }
 
 impl WorkspaceShape {
@@ -102,10 +102,6 @@ impl Workspace {
     }
 }
 
-fn zeros(rows: usize, width: usize) -> Result<Vec<f32>, KernelError> {
-    let length = rows.checked_mul(width).ok_or(KernelError::Alloc { bytes: usize::MAX })?;
-    let mut values = Vec::new();
-    values.try_reserve_exact(length).map_err(|_| KernelError::Alloc { bytes: length.saturating_mul(4) })?;
-    values.resize(length, 0.0);
-    Ok(values)
+fn zeros(rows: usize, width: usize) -> Result<Floats, KernelError> {
+    Floats::zeroed(rows.checked_mul(width).ok_or(KernelError::Alloc { bytes: usize::MAX })?)
 }

@@ -72,9 +72,7 @@ pub(crate) async fn health(State(api): State<Api>) -> Response {
 )]
 pub(crate) async fn metrics(State(api): State<Api>) -> Response {
     for model in api.models.all() {
-        let Some(ready) = model.ready() else { continue };
-        let status = ready.engine.status();
-        let totals = status.totals;
+        let totals = model.totals();
         let reading = EngineReading {
             running: totals.running as u64,
             waiting: totals.waiting.max(totals.queued_requests) as u64,
@@ -86,7 +84,7 @@ pub(crate) async fn metrics(State(api): State<Api>) -> Response {
             cached_tokens: totals.cached_tokens,
             completion_tokens: totals.completion_tokens,
             preemptions: totals.preemptions,
-            is_healthy: status.is_healthy,
+            is_healthy: model.is_healthy(),
         };
         api.metrics.read_engine(&model.name, &reading);
     }

@@ -15,6 +15,8 @@ mod input;
 mod json;
 mod lifecycle;
 mod limits;
+mod load_progress;
+mod model_orders;
 mod models;
 mod openai;
 mod openapi;
@@ -29,6 +31,8 @@ mod state;
 
 pub use config::Config;
 pub use lifecycle::Lifecycle;
+pub use load_progress::LoadProgress;
+pub use model_orders::{Answer, KeptSettings, ModelOrder, ModelOrders, ModelSpec, OrderError};
 pub use models::{ModelState, Models, ReadyModel, ServedModel};
 pub use openai::RequestBounds;
 pub use openapi::document as openapi_document;

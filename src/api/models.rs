@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use millgate_models::text::ModelText;
+use serde_json::{Map, Value};
 
-use crate::engine::EngineHandle;
+use super::load_progress::LoadProgress;
+use crate::engine::{EngineHandle, EngineTotals};
 
 /// What a client may know about a model, and the engine behind it.
 #[derive(Clone, Debug)]
@@ -14,12 +16,20 @@ pub struct ServedModel {
     pub name: String,
     /// Who the model list says owns it.
     pub owned_by: String,
-    /// When it was declared, in seconds since the Unix epoch.
+    /// When it was first declared, in seconds since the Unix epoch; a restart does not change it.
     pub created: i64,
     /// Its own base URL, if it has one to tell.
     pub url: Option<String>,
     /// Changes whenever answers could: weights, quantisation, program version.
     pub fingerprint: String,
+    /// Where it is configured, in words; `None` for a model that was created through the API.
+    pub configured_in: Option<&'static str>,
+    /// Its own settings, as the API shows them.
+    pub env: Map<String, Value>,
+    /// True when source or settings changed since it was loaded.
+    pub needs_reload: bool,
+    /// Counts of its engines that have ended, so that counters survive a reload.
+    pub past: EngineTotals,
     /// Whether it answers.
     pub state: ModelState,
 }
@@ -28,12 +38,7 @@ pub struct ServedModel {
 #[derive(Clone, Debug)]
 pub enum ModelState {
     /// Being fetched or loaded.
-    Loading {
-        /// What is being done, in a word or two.
-        phase: String,
-        /// Done so far, 0 to 1, when that is known.
-        progress: Option<f32>,
-    },
+    Loading(Arc<LoadProgress>),
     /// It could not be loaded.
     Failed {
         /// Why, for an administrator.
@@ -41,6 +46,10 @@ pub enum ModelState {
     },
     /// It answers.
     Ready(Arc<ReadyModel>),
+    /// It takes nothing new; what runs may finish.
+    Unloading(EngineHandle),
+    /// It is known, takes no memory and does not answer.
+    Unloaded,
 }
 
 /// A model that answers.
@@ -57,7 +66,28 @@ impl ServedModel {
     pub fn ready(&self) -> Option<&Arc<ReadyModel>> {
         match &self.state {
             ModelState::Ready(ready) => Some(ready),
-            ModelState::Loading { .. } | ModelState::Failed { .. } => None,
+            _ => None,
+        }
+    }
+
+    /// Gauges of its engine, if it has one, and counts over all its engines since the start of the process.
+    pub fn totals(&self) -> EngineTotals {
+        self.engine().map(|engine| engine.status().totals).unwrap_or_default().after(&self.past)
+    }
+
+    /// False while something is wrong with it: it could not be loaded, or its engine makes no progress.
+    pub fn is_healthy(&self) -> bool {
+        match &self.state {
+            ModelState::Failed { .. } => false,
+            _ => self.engine().is_none_or(|engine| engine.status().is_healthy),
+        }
+    }
+
+    fn engine(&self) -> Option<&EngineHandle> {
+        match &self.state {
+            ModelState::Ready(ready) => Some(&ready.engine),
+            ModelState::Unloading(engine) => Some(engine),
+            ModelState::Loading(_) | ModelState::Failed { .. } | ModelState::Unloaded => None,
         }
     }
 

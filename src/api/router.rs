@@ -119,6 +119,10 @@ fn administration() -> Vec<Route> {
         get("/admin/v1/models", Admin, admin::list_models),
         get("/admin/v1/models/{name}", Admin, admin::get_model),
         put("/admin/v1/models/{name}", Admin, admin::put_model),
+        post("/admin/v1/models", Admin, admin::create_model),
+        delete("/admin/v1/models/{name}", Admin, admin::delete_model),
+        post("/admin/v1/models/{name}/load", Admin, admin::load_model),
+        post("/admin/v1/models/{name}/unload", Admin, admin::unload_model),
         get("/admin/v1/api-keys", Admin, admin::list_all_keys),
         post("/admin/v1/api-keys", Admin, admin::create_key_for),
         get("/admin/v1/api-keys/{id}", Admin, admin::get_any_key),
@@ -131,7 +135,6 @@ fn later() -> Vec<Route> {
     use Access::{Admin, Caller};
     let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
     let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke", "/v1/tokens"];
-    let admin_posts = ["/admin/v1/models", "/admin/v1/models/{name}/load", "/admin/v1/models/{name}/unload"];
     let admin_gets = ["/admin/v1/prices", "/admin/v1/usage", "/admin/v1/config"];
     let mut routes = vec![
         route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet),
@@ -139,10 +142,8 @@ fn later() -> Vec<Route> {
         get("/v1/usage", Caller, not_yet),
         put("/admin/v1/prices", Admin, not_yet),
         put("/admin/v1/config", Admin, not_yet),
-        delete("/admin/v1/models/{name}", Admin, not_yet),
     ];
     routes.extend(post_only.iter().chain(&own).map(|path| post(path, Caller, not_yet)));
-    routes.extend(admin_posts.iter().map(|path| post(path, Admin, not_yet)));
     routes.extend(admin_gets.iter().map(|path| get(path, Admin, not_yet)));
     routes.into_iter().map(|route| Route { is_supported: false, ..route }).collect()
 }

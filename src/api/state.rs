@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::config::Config;
 use super::lifecycle::Lifecycle;
+use super::model_orders::ModelOrders;
 use super::models::Models;
 use crate::governance::{Clock, Governor};
 use crate::telemetry::Metrics;
@@ -17,6 +18,8 @@ pub struct ApiParts {
     pub governor: Governor,
     /// What is served.
     pub models: Models,
+    /// Where loads and unloads are asked for.
+    pub orders: ModelOrders,
     /// Settings.
     pub config: Config,
     /// What time it is.

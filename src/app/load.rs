@@ -123,3 +123,10 @@ fn load_options(model: &ModelSettings, settings: &Settings, pool: &Arc<Pool>, nu
 fn output_rows(settings: &Settings) -> usize {
     settings.engine.max_running.unwrap_or(OUTPUT_ROWS)
 }
+
+/// Runs what reads files on a thread of its own; a panic in it becomes an error.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("the loading thread ended early")?
+}

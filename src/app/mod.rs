@@ -1,12 +1,17 @@
 //! The composition root: builds store, governance, engines and API from the settings, and takes them down in reverse.
 
 mod declare;
+mod first_models;
+mod fleet;
 mod load;
 mod memory;
+mod model_spec;
 mod plan;
 mod served;
+mod slot;
 mod summary;
+mod watched;
 
-pub use plan::{PlanError, Share, Wish, share_memory};
+pub use plan::{PlanError, Share, Wish, share_memory, share_of_rest};
 pub use served::Served;
 pub use summary::{LoadedModel, ModelLine, Summary};

@@ -53,6 +53,24 @@ pub enum PlanError {
         /// Least that each model needs.
         needs: Vec<(String, u64)>,
     },
+    /// One more model does not fit beside those that are loaded.
+    #[error(
+        "model `{name}` needs at least {} but only {} of {} are left ({}); unload a model, choose a smaller file, \
+         `kv_memory` or `context_window`, or raise `memory.limit`",
+        Bytes(*need_bytes), Bytes(*left_bytes), Bytes(*bound_bytes), Holders(held)
+    )]
+    NoRoom {
+        /// Which model.
+        name: String,
+        /// The least that it needs.
+        need_bytes: u64,
+        /// What is left.
+        left_bytes: u64,
+        /// What all models may use.
+        bound_bytes: u64,
+        /// What each loaded model holds.
+        held: Vec<(String, u64)>,
+    },
     /// A cache size that was set is too small to serve anybody.
     #[error(
         "the KV cache of model `{name}` is set to {}, which holds {tokens} tokens; give it at least {}",
@@ -87,6 +105,23 @@ pub fn share_memory(wishes: &[Wish], bound_bytes: u64) -> Result<Vec<Share>, Pla
     let unset = wishes.iter().filter(|wish| wish.kv_bytes.is_none()).count() as u64;
     let spare = (bound_bytes - needed_bytes).checked_div(unset).unwrap_or(0);
     Ok(wishes.iter().map(|wish| share_of(wish, spare)).collect())
+}
+
+/// A share for one more model, out of what the others leave; theirs stay as they are.
+///
+/// # Errors
+/// [`PlanError`] with the figures.
+pub fn share_of_rest(wish: &Wish, bound_bytes: u64, held: &[(String, u64)]) -> Result<Share, PlanError> {
+    check_set_size(wish)?;
+    let taken = held.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let (left_bytes, need_bytes) = (bound_bytes.saturating_sub(taken), least_bytes(wish));
+    match left_bytes.checked_sub(need_bytes) {
+        Some(spare) => Ok(share_of(wish, spare)),
+        None => {
+            let (name, held) = (wish.name.clone(), held.to_vec());
+            Err(PlanError::NoRoom { name, need_bytes, left_bytes, bound_bytes, held })
+        }
+    }
 }
 
 fn check_set_size(wish: &Wish) -> Result<(), PlanError> {
@@ -131,6 +166,15 @@ struct Bytes(u64);
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", indicatif::BinaryBytes(self.0))
+    }
+}
+
+/// Who holds how much, or that nobody does.
+struct Holders<'a>(&'a [(String, u64)]);
+
+impl fmt::Display for Holders<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("nothing is loaded") } else { write!(f, "loaded: {}", Each(self.0)) }
     }
 }
 
@@ -186,6 +230,20 @@ mod tests {
         assert_eq!(shares[1], shares[2]);
         assert!(shares.iter().map(|share| share.total_bytes).sum::<u64>() <= bound);
         assert!(shares[1].num_blocks > 700, "{:?}", shares[1]);
+    }
+
+    #[test]
+    fn one_more_model_gets_what_the_others_leave_or_is_told_the_figures() {
+        let held = [("a".to_owned(), 3 << 30)];
+        let share = share_of_rest(&wish("b", 512 << 20, None), 4 << 30, &held).unwrap();
+        assert!(share.total_bytes <= 1 << 30, "{share:?}");
+        assert!(share.num_blocks > LEAST_BLOCKS);
+        let error = share_of_rest(&wish("c", 2 << 30, None), 4 << 30, &held).unwrap_err().to_string();
+        for part in ["`c` needs at least 2.00 GiB", "only 1.00 GiB of 4.00 GiB", "loaded: `a` 3.00 GiB", "memory.limit"]
+        {
+            assert!(error.contains(part), "no `{part}` in: {error}");
+        }
+        assert!(share_of_rest(&wish("d", 5 << 30, None), 4 << 30, &[]).unwrap_err().to_string().contains("nothing"));
     }
 
     #[test]

@@ -5,29 +5,28 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use millgate_kernels::Pool;
 use millgate_models::Progress;
-use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::declare::declared;
-use super::load::{self, Loaded};
-use super::plan::share_memory;
+use super::first_models::{created_before, load_configured};
+use super::fleet::{Fleet, House};
+use super::load;
+use super::slot::Slot;
 use super::summary::{ModelLine, Summary};
-use crate::api::{self, Api, ApiParts, Lifecycle, ModelState, Models, ReadyModel, ServedModel};
-use crate::config::{ModelSettings, Settings, effective_document};
-use crate::engine::EngineHandle;
+use crate::api::{self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, Models};
+use crate::config::{Settings, effective_document};
 use crate::governance::ports::Records;
 use crate::governance::{Clock, Governor, Secret, SystemClock};
 use crate::store::{self, MemoryCounters, SqliteRecords};
 use crate::telemetry::Metrics;
 
-/// Who the model list says owns the models of this server.
-const OWNED_BY: &str = "llm";
 /// How long connections may take to notice the end after their answers are complete.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
@@ -43,7 +42,8 @@ struct Parts {
     drain_timeout: Duration,
     stop_listening: CancellationToken,
     listeners: TaskTracker,
-    engines: Vec<EngineHandle>,
+    /// Absent until the models of the start are loaded.
+    fleet: Option<Fleet>,
     governor: Governor,
     records: Arc<dyn Records>,
 }
@@ -65,19 +65,26 @@ impl Served {
             Some(address) => Some(bind(address).await?),
             None => None,
         };
-        let (api, mut parts) = found(settings, tell_key).await?;
+        let (api, mut parts, orders) = found(settings, tell_key).await?;
         let listen = local_address(&listener)?;
         let ops_listen = ops_listener.as_ref().map(local_address).transpose()?;
         parts.listen(listener, ops_listener, &api);
 
         let pool = Arc::new(settings.threads.map_or_else(Pool::for_this_machine, Pool::new));
-        let lines = match load_models(settings, &pool, progress, &api, &mut parts.engines).await {
-            Ok(lines) => lines,
+        let house = House {
+            settings: Arc::new(settings.clone()),
+            pool: Arc::clone(&pool),
+            models: api.models.clone(),
+            bound_bytes: load::bound_bytes(settings.memory_limit),
+        };
+        let (lines, slots) = match first_models(&house, &api.governor, &progress).await {
+            Ok(loaded) => loaded,
             Err(error) => {
                 parts.stop().await;
                 return Err(error);
             }
         };
+        parts.fleet = Some(Fleet::start(house, orders, slots));
         api.lifecycle.set_ready();
         let summary = Summary {
             listen,
@@ -126,14 +133,14 @@ impl Parts {
     async fn stop(self) {
         self.lifecycle.start_draining();
         info!("draining: no new requests, what runs may finish within {:?}", self.drain_timeout);
-        for engine in &self.engines {
-            engine.drain();
+        if let Some(fleet) = &self.fleet {
+            fleet.drain();
         }
         if !self.lifecycle.drained(self.drain_timeout).await {
             warn!("the drain time is over; what still runs ends with an error now and is charged nothing");
         }
-        for engine in &self.engines {
-            engine.shutdown().await;
+        if let Some(fleet) = self.fleet {
+            fleet.end().await;
         }
         // With their engines gone, generations get their terminal events and settle.
         if !self.lifecycle.drained(CLOSE_WAIT).await {
@@ -150,7 +157,10 @@ impl Parts {
 }
 
 /// Store, governance and the API's state, without models and listeners.
-async fn found(settings: &Settings, tell_key: &(dyn Fn(&Secret) + Sync)) -> anyhow::Result<(Api, Parts)> {
+async fn found(
+    settings: &Settings,
+    tell_key: &(dyn Fn(&Secret) + Sync),
+) -> anyhow::Result<(Api, Parts, mpsc::Receiver<ModelOrder>)> {
     let store_config = store::Config { data_dir: settings.data_dir.clone(), ..store::Config::default() };
     let records: Arc<dyn Records> = SqliteRecords::open(&store_config)
         .await
@@ -169,9 +179,11 @@ async fn found(settings: &Settings, tell_key: &(dyn Fn(&Secret) + Sync)) -> anyh
     let models: Vec<_> = settings.models.iter().map(declared).collect();
     governor.declare_models(&models).await.context("cannot make the configured models known")?;
     let lifecycle = Arc::new(Lifecycle::default());
+    let (orders, desk) = ModelOrders::channel();
     let api = Api::new(ApiParts {
         governor: governor.clone(),
         models: Models::default(),
+        orders,
         config: settings.api(),
         clock,
         metrics: Arc::new(Metrics::new()),
@@ -182,11 +194,23 @@ async fn found(settings: &Settings, tell_key: &(dyn Fn(&Secret) + Sync)) -> anyh
         drain_timeout: settings.drain_timeout,
         stop_listening: CancellationToken::new(),
         listeners: TaskTracker::new(),
-        engines: Vec::new(),
+        fleet: None,
         governor,
         records,
     };
-    Ok((api, parts))
+    Ok((api, parts, desk))
+}
+
+/// The configured models, loaded, and those of the store, known.
+async fn first_models(
+    house: &House,
+    governor: &Governor,
+    progress: &Arc<dyn Progress>,
+) -> anyhow::Result<(Vec<ModelLine>, Vec<Slot>)> {
+    let records = governor.models(&governor.operator()).await.context("cannot read the known models")?;
+    let (lines, mut slots) = load_configured(house, &records, progress).await?;
+    slots.extend(created_before(house, &records));
+    Ok((lines, slots))
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -197,78 +221,4 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 fn local_address(listener: &TcpListener) -> anyhow::Result<SocketAddr> {
     listener.local_addr().context("cannot tell the listener's address")
-}
-
-/// Opens all models, divides the memory, then loads one after another. A model that fails is reported and the others go on.
-async fn load_models(
-    settings: &Settings,
-    pool: &Arc<Pool>,
-    progress: Arc<dyn Progress>,
-    api: &Api,
-    engines: &mut Vec<EngineHandle>,
-) -> anyhow::Result<Vec<ModelLine>> {
-    let loading = |phase: &str| ModelState::Loading { phase: phase.into(), progress: None };
-    let mut lines = Vec::new();
-    let mut opened = Vec::new();
-    for model in &settings.models {
-        api.models.put(served_model(api, model, loading("opening")));
-        let (work, settings, pool, progress) = (model.clone(), settings.clone(), pool.clone(), progress.clone());
-        match blocking(move || load::open(&work, &settings, &pool, progress.as_ref())).await {
-            Ok(ready) => opened.push((model, ready)),
-            Err(error) => lines.push(failed(api, model, &error)),
-        }
-    }
-    let wishes: Vec<_> = opened.iter().map(|(_, opened)| opened.wish().clone()).collect();
-    let shares = share_memory(&wishes, load::bound_bytes(settings.memory_limit))?;
-    for ((model, opened), share) in opened.into_iter().zip(shares) {
-        api.models.put(served_model(api, model, loading("loading")));
-        let (settings, pool, progress) = (settings.clone(), pool.clone(), progress.clone());
-        match blocking(move || load::load(opened, &share, &settings, &pool, progress.as_ref())).await {
-            Ok(loaded) => lines.push(ready(api, model, loaded, engines)),
-            Err(error) => lines.push(failed(api, model, &error)),
-        }
-    }
-    if engines.is_empty() {
-        let reasons: Vec<_> = lines.iter().filter_map(|line| line.outcome.as_ref().err().cloned()).collect();
-        bail!("no model could be loaded: {}", reasons.join("; "));
-    }
-    // In the order of the settings, whatever failed first.
-    lines.sort_by_key(|line| settings.models.iter().position(|model| model.name == line.name));
-    Ok(lines)
-}
-
-fn ready(api: &Api, model: &ModelSettings, loaded: Loaded, engines: &mut Vec<EngineHandle>) -> ModelLine {
-    let Loaded { engine, text, facts } = loaded;
-    engines.push(engine.clone());
-    api.models.put(served_model(api, model, ModelState::Ready(Arc::new(ReadyModel { engine, text }))));
-    info!(model = model.name, "model `{}` is ready: {}", model.name, facts.description);
-    ModelLine { name: model.name.clone(), source: model.source.to_string(), outcome: Ok(facts) }
-}
-
-fn failed(api: &Api, model: &ModelSettings, error: &anyhow::Error) -> ModelLine {
-    let reason = format!("{error:#}");
-    error!(model = model.name, "{reason}");
-    api.models.put(served_model(api, model, ModelState::Failed { reason: reason.clone() }));
-    ModelLine { name: model.name.clone(), source: model.source.to_string(), outcome: Err(reason) }
-}
-
-fn served_model(api: &Api, model: &ModelSettings, state: ModelState) -> ServedModel {
-    ServedModel {
-        name: model.name.clone(),
-        owned_by: OWNED_BY.into(),
-        created: api.clock.now_us() / 1_000_000,
-        url: None,
-        fingerprint: fingerprint(model),
-        state,
-    }
-}
-
-/// Changes when the model's source or the program does, as `system_fingerprint` promises.
-fn fingerprint(model: &ModelSettings) -> String {
-    let digest = Sha256::digest(format!("{}\n{}\n{:?}", env!("CARGO_PKG_VERSION"), model.source, model.kv_dtype));
-    digest.iter().take(6).fold("fp_".to_owned(), |text, byte| format!("{text}{byte:02x}"))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await.context("the loading thread ended early")?
 }

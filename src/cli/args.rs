@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub(super) use super::model_args::{ModelCommand, ModelCreateArgs, ModelListArgs, ModelNameArgs, ModelSourceArgs};
 use crate::governance::audit::Head;
 
 /// Serves language models over OpenAI's API, and decides in the same process who may use which and how much.
@@ -45,7 +46,7 @@ pub enum Command {
     /// List and change users and their groups
     #[command(subcommand)]
     User(UserCommand),
-    /// List what is served, look into a model's files, download one
+    /// List what is served; add, load, unload and delete models; look into a model's files, download one
     #[command(subcommand)]
     Model(ModelCommand),
     /// Who used how much, from the ledger
@@ -338,34 +339,6 @@ pub struct UserNameArgs {
     pub json: bool,
     #[command(flatten)]
     pub remote: Remote,
-}
-
-/// `model ...`.
-#[derive(Debug, Subcommand)]
-pub enum ModelCommand {
-    /// List the models your key may use
-    List(ListArgs),
-    /// Read a model's files and say what it is and what it needs; nothing is loaded
-    #[command(
-        after_help = "Examples:\n  millgate model inspect ./model.gguf\n  millgate model inspect hf:Qwen/Qwen3-0.6B"
-    )]
-    Inspect(ModelSourceArgs),
-    /// Download a model from the hub, to serve it later without a network
-    #[command(after_help = "Example:\n  millgate model pull hf:Qwen/Qwen3-0.6B")]
-    Pull(ModelSourceArgs),
-}
-
-/// A model's source.
-#[derive(Debug, Args)]
-pub struct ModelSourceArgs {
-    /// hf:org/name[@revision], a folder, a .gguf file or builtin:demo
-    pub source: String,
-    /// Configuration file, for `[hub]`
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Options of `usage`.

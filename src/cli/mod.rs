@@ -11,6 +11,8 @@ mod config_command;
 mod fail;
 mod key;
 mod model;
+mod model_args;
+mod model_life;
 mod offline;
 mod output;
 mod run;

@@ -1,4 +1,4 @@
-//! `millgate model`: what a server offers, what a model's files hold, and downloads ahead of time.
+//! `millgate model`: what a server offers, what a model's files hold, downloads ahead of time; `model_life` does the rest.
 
 use anyhow::{Context as _, Result};
 use millgate_models::{Bar, Checkpoint, Source, Summary};
@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 
 use crate::config::{ByteSize, Environment, Overrides};
 
-use super::args::{ListArgs, ModelCommand, ModelSourceArgs};
+use super::args::{ModelCommand, ModelListArgs, ModelSourceArgs};
 use super::client::Client;
 use super::config_command::load;
 use super::fail::Hinted;
-use super::output;
+use super::{model_life, output};
 
 /// Runs a model command.
 ///
@@ -18,13 +18,18 @@ use super::output;
 /// No server, a source that cannot be read, or a download that fails.
 pub(super) async fn run(command: &ModelCommand, environment: &Environment) -> Result<()> {
     match command {
+        ModelCommand::List(args) if args.all => model_life::list_all(&args.remote, args.json, environment).await,
         ModelCommand::List(args) => list(args, environment).await,
+        ModelCommand::Create(args) => model_life::create(args, environment).await,
+        ModelCommand::Load(args) => model_life::load(args, environment).await,
+        ModelCommand::Unload(args) => model_life::unload(args, environment).await,
+        ModelCommand::Delete(args) => model_life::delete(args, environment).await,
         ModelCommand::Inspect(args) => inspect(args, environment),
         ModelCommand::Pull(args) => pull(args, environment),
     }
 }
 
-async fn list(args: &ListArgs, environment: &Environment) -> Result<()> {
+async fn list(args: &ModelListArgs, environment: &Environment) -> Result<()> {
     let models = Client::new(&args.remote, environment)?.list("/v1/models").await?;
     if args.json {
         return output::json(&models);

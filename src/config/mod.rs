@@ -14,8 +14,8 @@ mod units;
 
 pub use environment::Environment;
 pub use file::{ConfigError, DEFAULT_FILE, find_file, read_file};
-pub use raw::{RawConfig, RawModel};
+pub use raw::{RawConfig, RawKvDtype, RawModel};
 pub use reference::{KEYS, Key, example_file, reference_page};
-pub use resolve::{HubSettings, ModelSettings, Overrides, Settings, resolve};
+pub use resolve::{HubSettings, ModelOrigin, ModelSettings, Overrides, Settings, WrongModel, resolve, resolve_model};
 pub use show::{effective_document, show};
 pub use units::{ByteSize, MemoryBound, Span, UnitError};

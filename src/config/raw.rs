@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use millgate_models::KvDtypeChoice;
 use serde::{Deserialize, Serialize};
 
 use super::units::{ByteSize, MemoryBound, Span};
@@ -54,6 +55,8 @@ pub struct RawServer {
     pub cors_origins: Option<Vec<String>>,
     /// Networks of proxies whose forwarded address is believed.
     pub trusted_proxies: Option<Vec<String>>,
+    /// Folders below which administrators may load models through the API.
+    pub model_folders: Option<Vec<PathBuf>>,
 }
 
 /// `[store]`.
@@ -184,6 +187,18 @@ pub enum RawTiers {
 pub enum All {
     /// Every tier.
     All,
+}
+
+impl RawKvDtype {
+    /// The same as the loader wants it.
+    #[must_use]
+    pub fn choice(self) -> KvDtypeChoice {
+        match self {
+            Self::Auto => KvDtypeChoice::Auto,
+            Self::F32 => KvDtypeChoice::F32,
+            Self::Bf16 => KvDtypeChoice::Bf16,
+        }
+    }
 }
 
 /// The number format of a KV cache.

@@ -71,6 +71,8 @@ pub const KEYS: &[Key] = &[
         .about("Web pages from these origins may call the API from a browser. `*` allows any; keys are still needed."),
     key("server", "trusted_proxies", "list of networks", "none", "[\"10.0.0.0/8\"]")
         .about("Proxies whose X-Forwarded-For is believed when failed credentials are counted per source."),
+    key("server", "model_folders", "list of folders", "none", "[\"/srv/models\"]")
+        .about("Folders below which administrators may load models through the API; absolute paths. Anything else on this machine can only be served by the command line or this file."),
     key("store", "data_dir", "folder", "millgate-data", "\"millgate-data\"")
         .about("Users, key digests, tiers, the ledger. One process owns it; back it up."),
     key("engine", "max_step", "duration", "60ms", "\"60ms\"")

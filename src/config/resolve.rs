@@ -49,6 +49,8 @@ pub struct Settings {
     pub cors_origins: Vec<String>,
     /// Proxies whose forwarded address is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Folders below which administrators may load models through the API.
+    pub model_folders: Vec<PathBuf>,
     /// Where durable data lives.
     pub data_dir: PathBuf,
     /// How each model's engine batches requests.
@@ -131,9 +133,37 @@ impl HubSettings {
     }
 }
 
+/// Where a model was named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelOrigin {
+    /// A `[[models]]` table of the file.
+    File,
+    /// `--model`.
+    CommandLine,
+    /// Nobody named one, so the bundled one is served.
+    Default,
+    /// An administrator created it through the API.
+    Api,
+}
+
+impl ModelOrigin {
+    /// The place in words, for a sentence; `None` for the API.
+    #[must_use]
+    pub fn place(self) -> Option<&'static str> {
+        match self {
+            Self::File => Some("the configuration file"),
+            Self::CommandLine => Some("the command line"),
+            Self::Default => Some("the default configuration"),
+            Self::Api => None,
+        }
+    }
+}
+
 /// One model to serve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSettings {
+    /// Where it was named.
+    pub origin: ModelOrigin,
     /// The name clients use.
     pub name: String,
     /// Where its files are.
@@ -192,6 +222,7 @@ pub fn resolve(
         )?,
         cors_origins: at.origins(server.cors_origins.unwrap_or_default())?,
         trusted_proxies: at.networks(&server.trusted_proxies.unwrap_or_default())?,
+        model_folders: at.folders(server.model_folders.unwrap_or_default())?,
         data_dir: overrides.data_dir.clone().or(store.data_dir).unwrap_or_else(|| PathBuf::from("millgate-data")),
         step_tokens: at.within("engine", "step_tokens", engine.step_tokens.unwrap_or(512), 32, 65_536)?,
         engine: at.engine(&engine)?,
@@ -287,6 +318,16 @@ impl Place<'_> {
         texts.iter().map(parse).collect()
     }
 
+    fn folders(&self, folders: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigError> {
+        match folders.iter().find(|folder| !folder.is_absolute()) {
+            None => Ok(folders),
+            Some(relative) => {
+                let problem = format!("`{}` is no absolute path; write /srv/models", relative.display());
+                Err(self.wrong("server", 0, "model_folders", problem))
+            }
+        }
+    }
+
     fn origins(&self, origins: Vec<String>) -> Result<Vec<String>, ConfigError> {
         let is_origin = |origin: &&String| {
             let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
@@ -315,41 +356,57 @@ impl Place<'_> {
             let model =
                 self.model(nth, RawModel { name: name.clone(), source: source.clone(), ..RawModel::default() })?;
             match models.iter_mut().find(|other| other.name == model.name) {
-                Some(other) => other.source = model.source,
-                None => models.push(model),
+                Some(other) => {
+                    (other.source, other.origin) = (model.source, ModelOrigin::CommandLine);
+                }
+                None => models.push(ModelSettings { origin: ModelOrigin::CommandLine, ..model }),
             }
         }
         if models.is_empty() {
             let demo = RawModel { name: "demo".into(), source: "builtin:demo".into(), ..RawModel::default() };
-            models.push(self.model(0, demo)?);
+            models.push(ModelSettings { origin: ModelOrigin::Default, ..self.model(0, demo)? });
         }
         Ok(models)
     }
 
     fn model(&self, nth: usize, raw: RawModel) -> Result<ModelSettings, ConfigError> {
-        check_model_name(&raw.name).map_err(|problem| self.wrong("models", nth, "name", problem))?;
-        let source =
-            raw.source.parse::<Source>().map_err(|error| self.wrong("models", nth, "source", error.to_string()))?;
-        if raw.context_window == Some(0) {
-            return Err(self.wrong("models", nth, "context_window", "it is in tokens and at least 1"));
-        }
-        Ok(ModelSettings {
-            name: raw.name,
-            source,
-            display_name: raw.display_name,
-            tiers: match raw.tiers {
-                None | Some(RawTiers::All(_)) => None,
-                Some(RawTiers::Listed(tiers)) => Some(tiers),
-            },
-            context_window: raw.context_window,
-            kv_memory: raw.kv_memory,
-            kv_dtype: match raw.kv_dtype.unwrap_or(RawKvDtype::Auto) {
-                RawKvDtype::Auto => KvDtypeChoice::Auto,
-                RawKvDtype::F32 => KvDtypeChoice::F32,
-                RawKvDtype::Bf16 => KvDtypeChoice::Bf16,
-            },
-        })
+        resolve_model(raw, ModelOrigin::File).map_err(|wrong| self.wrong("models", nth, wrong.field, wrong.problem))
     }
+}
+
+/// A field of a model that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrongModel {
+    /// Which field.
+    pub field: &'static str,
+    /// What is wrong and what would be right.
+    pub problem: String,
+}
+
+/// Checks one model.
+///
+/// # Errors
+/// [`WrongModel`] with the first field that cannot be.
+pub fn resolve_model(raw: RawModel, origin: ModelOrigin) -> Result<ModelSettings, WrongModel> {
+    let wrong = |field, problem: String| WrongModel { field, problem };
+    check_model_name(&raw.name).map_err(|problem| wrong("name", problem))?;
+    let source = raw.source.parse::<Source>().map_err(|error| wrong("source", error.to_string()))?;
+    if raw.context_window == Some(0) {
+        return Err(wrong("context_window", "it is in tokens and at least 1".into()));
+    }
+    Ok(ModelSettings {
+        origin,
+        name: raw.name,
+        source,
+        display_name: raw.display_name,
+        tiers: match raw.tiers {
+            None | Some(RawTiers::All(_)) => None,
+            Some(RawTiers::Listed(tiers)) => Some(tiers),
+        },
+        context_window: raw.context_window,
+        kv_memory: raw.kv_memory,
+        kv_dtype: raw.kv_dtype.unwrap_or(RawKvDtype::Auto).choice(),
+    })
 }
 
 /// A model's name stands in URLs and in Prometheus labels, so it is kept simple.

@@ -45,6 +45,7 @@ fn effective(settings: &Settings) -> RawConfig {
             max_connections: Some(settings.max_connections),
             cors_origins: Some(settings.cors_origins.clone()),
             trusted_proxies: Some(settings.trusted_proxies.iter().map(ToString::to_string).collect()),
+            model_folders: Some(settings.model_folders.clone()),
         },
         store: RawStore { data_dir: Some(settings.data_dir.clone()) },
         engine: RawEngine {

@@ -90,6 +90,29 @@ pub struct EngineTotals {
     pub requests_failed: u64,
 }
 
+impl EngineTotals {
+    /// The same gauges, with the counts of an engine that has ended added.
+    pub fn after(self, past: &Self) -> Self {
+        Self {
+            steps: self.steps + past.steps,
+            step_time: self.step_time + past.step_time,
+            prompt_tokens: self.prompt_tokens + past.prompt_tokens,
+            cached_tokens: self.cached_tokens + past.cached_tokens,
+            completion_tokens: self.completion_tokens + past.completion_tokens,
+            computed_tokens: self.computed_tokens + past.computed_tokens,
+            preemptions: self.preemptions + past.preemptions,
+            requests_done: self.requests_done + past.requests_done,
+            requests_failed: self.requests_failed + past.requests_failed,
+            ..self
+        }
+    }
+
+    /// The counts alone, without the gauges: what is left of an engine that has ended.
+    pub fn counts(&self) -> Self {
+        Self::default().after(self)
+    }
+}
+
 /// How an engine is doing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineStatus {
@@ -206,8 +229,9 @@ impl EngineHandle {
         self.shared.inbox.has_stopped().await;
         let thread = self.shared.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
-            // The thread catches its own panics and reports them; all that is left here is to wait for its end.
-            let _ = thread.join();
+            // The thread catches its own panics and reports them; all that is left here is to wait for its end. Giving
+            // a large model back takes the system a while, which must not hold up anybody else's requests.
+            let _ = tokio::task::spawn_blocking(move || drop(thread.join())).await;
         }
     }
 }

@@ -31,7 +31,7 @@ pub mod window;
 
 pub use accounts::{
     Affected, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me, ModelPatch,
-    NewKey, NewTier, NewUser, TierPatch, UserPatch,
+    NewKey, NewModel, NewTier, NewUser, TierPatch, UserPatch,
 };
 pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};

@@ -5,6 +5,7 @@ mod crash;
 mod demo_model;
 mod hostile_models;
 mod parallel;
+mod run_time_models;
 mod secrecy;
 mod server;
 mod stop;

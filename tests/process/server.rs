@@ -103,6 +103,13 @@ impl ServerProcess {
         assert!(sent.success(), "kill {signal} {id}");
     }
 
+    /// The memory of the process that is in use now, in bytes.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs on Linux");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the system tells it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number of kibibytes") * 1024
+    }
+
     /// Waits for the end after a signal.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let deadline = tokio::time::Instant::now() + PATIENCE;

@@ -28,7 +28,7 @@ fn http_client() -> Client {
 }
 
 impl Actor {
-    pub(super) fn new(address: SocketAddr, key: Option<String>) -> Self {
+    pub(crate) fn new(address: SocketAddr, key: Option<String>) -> Self {
         Self { address, key, client: http_client() }
     }
 

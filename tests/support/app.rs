@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use millgate::api::{self, Api, ApiParts, Lifecycle, ModelState, Models, ReadyModel, ServedModel};
+use millgate::api::{
+    self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, ModelState, Models, ReadyModel, ServedModel,
+};
 use millgate::engine::fake::{FakeModel, FakeOptions};
 use millgate::engine::{self, EngineHandle};
 use millgate::governance::ports::Records;
@@ -17,6 +19,7 @@ use millgate::store::{self, MemoryCounters, SqliteRecords};
 use millgate::telemetry::Metrics;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -26,6 +29,8 @@ use super::actor::Actor;
 pub(crate) const MODEL: &str = "fake";
 /// Where a manual clock starts: 2023-11-14 22:13:20 UTC, in microseconds.
 const START_US: i64 = 1_700_000_000_000_000;
+/// Where the models of a test are configured.
+const PLACE: &str = "the test";
 const ADMIN_KEY: &str = "an-admin-secret-for-tests-only";
 
 /// A tier of a test.
@@ -140,17 +145,21 @@ impl Builder {
         let (governor, _) = Governor::start(records.clone(), counters, clock.clone(), config).await.unwrap();
         self.declare(&governor).await;
 
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let models = Models::default();
         let engine = spawn_fake(MODEL, &self.fake, &self.engine);
         models.put(served(MODEL, &engine));
         for name in &self.hidden_models {
             models.put(served(name, &spawn_fake(name, &self.fake, &self.engine)));
         }
+        let (orders, desk) = ModelOrders::channel();
+        tasks.spawn(obey(desk, models.clone(), engine.clone()));
         let lifecycle = Arc::new(Lifecycle::default());
         let api_config = self.api.clone();
         let api = Api::new(ApiParts {
             governor: governor.clone(),
             models,
+            orders,
             config: self.api,
             clock,
             metrics: Arc::new(Metrics::new()),
@@ -158,7 +167,6 @@ impl Builder {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (router, token) = (api::router(&api), stop.clone());
         tasks.spawn(async move { api::serve(listener, router, &api_config, token).await });
         lifecycle.set_ready();
@@ -215,7 +223,37 @@ fn served(name: &str, engine: &EngineHandle) -> ServedModel {
         created: START_US / 1_000_000,
         url: None,
         fingerprint: "fp_fake".to_owned(),
+        configured_in: Some(PLACE),
+        env: serde_json::Map::new(),
+        needs_reload: false,
+        past: millgate::engine::EngineTotals::default(),
         state: ModelState::Ready(Arc::new(ReadyModel { engine: engine.clone(), text: FakeModel::text() })),
+    }
+}
+
+/// The simplest owner of models: whatever is to be loaded is the fake model, at once. `models_at_run_time` has the real one.
+async fn obey(mut desk: mpsc::Receiver<ModelOrder>, models: Models, engine: EngineHandle) {
+    while let Some(order) = desk.recv().await {
+        let answer = match order {
+            ModelOrder::Check(_, answer) | ModelOrder::Replace(_, answer) => answer,
+            ModelOrder::Load(name, spec, answer) => {
+                let place = models.get(&name).map_or_else(|| spec.is_none().then_some(PLACE), |old| old.configured_in);
+                models.put(ServedModel { configured_in: place, ..served(&name, &engine) });
+                answer
+            }
+            ModelOrder::Unload(name, answer) => {
+                if let Some(old) = models.get(&name) {
+                    models.put(ServedModel { state: ModelState::Unloaded, ..ServedModel::clone(&old) });
+                }
+                answer
+            }
+            ModelOrder::Forget(name, answer) => {
+                models.remove(&name);
+                answer
+            }
+        };
+        // Whoever asked may have gone.
+        drop(answer.send(Ok(())));
     }
 }
 

@@ -8,6 +8,9 @@ use millgate_kernels::KernelError;
 /// Why weights cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
+    /// Nobody wants the model any more.
+    #[error("the load was cancelled")]
+    Cancelled,
     /// The file cannot be opened or mapped.
     #[error("cannot open weight file `{}`", path.display())]
     Open {

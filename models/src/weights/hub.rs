@@ -170,6 +170,9 @@ impl Commit<'_> {
             if target.exists() {
                 return Ok(target);
             }
+            if self.download.progress.is_cancelled() {
+                return Err(HubError::Cancelled);
+            }
             let mut received = 0;
             let Err(error) = self.attempt(name, &mut received) else { continue };
             // Only attempts without headway count: a bad line may break a long transfer many times.

@@ -8,6 +8,9 @@ use hf_hub::api::sync::ApiError;
 /// A download from the hub failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
+    /// Nobody wants the model any more; what arrived is kept for the next attempt.
+    #[error("the download was cancelled")]
+    Cancelled,
     /// There is no folder to keep downloads in.
     #[error("there is no folder for downloads: set HF_HOME, or `hub.home` in the configuration")]
     NoHome,

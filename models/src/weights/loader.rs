@@ -23,6 +23,7 @@ impl<'a> Loader<'a> {
 
     /// A weight matrix, packed for the kernels.
     pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedMatrix, WeightsError> {
+        self.check_wanted()?;
         let format = self.weights.require(name, &[rows, cols])?;
         let bytes = self.weights.read(name, self.shard)?;
         let packed = quant::check(format, &bytes).and_then(|()| PackedMatrix::pack(format, rows, cols, &bytes));
@@ -33,6 +34,7 @@ impl<'a> Loader<'a> {
 
     /// A norm's weights or a bias, widened to f32.
     pub(crate) fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, WeightsError> {
+        self.check_wanted()?;
         let format = self.weights.require(name, &[length])?;
         let bytes = self.weights.read(name, self.shard)?;
         quant::check(format, &bytes).map_err(|source| self.kernel_error(name, source))?;
@@ -48,6 +50,10 @@ impl<'a> Loader<'a> {
         };
         self.progress.advance(bytes.len() as u64);
         Ok(values)
+    }
+
+    fn check_wanted(&self) -> Result<(), WeightsError> {
+        if self.progress.is_cancelled() { Err(WeightsError::Cancelled) } else { Ok(()) }
     }
 
     fn kernel_error(&self, name: &str, source: KernelError) -> WeightsError {

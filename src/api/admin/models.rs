@@ -1,21 +1,18 @@
-//! Models: how they are doing, and to which tiers they are published.
+//! Models: how they are doing, to which tiers they are published, and what they are loaded with.
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
-use serde_json::{Value, json};
 
+use super::model_life::check_open;
+use super::model_view::{READ_ONLY, answer, configured_elsewhere, model_view, spec_of, take_env, take_published};
 use crate::api::error::ApiError;
-use crate::api::fields::{Fields, kind};
 use crate::api::input::read_fields;
-use crate::api::json::{json_response, list, moment};
-use crate::api::models::ModelState;
+use crate::api::json::{json_response, list};
+use crate::api::model_orders::KeptSettings;
 use crate::api::schema::{self, Listed, ModelChange};
 use crate::api::state::Api;
-use crate::governance::records::{ModelRecord, Published};
+use crate::governance::records::ModelRecord;
 use crate::governance::{ModelPatch, Principal};
-
-/// What an answer shows and a change may send back without effect.
-const READ_ONLY: &[&str] = &["object", "name", "status", "phase", "reason", "progress", "created_at", "context_window"];
 
 /// `GET /admin/v1/models`.
 #[utoipa::path(
@@ -55,20 +52,22 @@ pub(crate) async fn get_model(
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
     let model = api.governor.model(&principal, &name).await?;
-    Ok(json_response(StatusCode::OK, &model_view(&api, &model)))
+    Ok(answer(&api, StatusCode::OK, &model))
 }
 
-/// `PUT /admin/v1/models/{name}` `{display_name?, tiers?, published?}`: effective on the next request, without a reload.
+/// `PUT /admin/v1/models/{name}`: `display_name`, `tiers` and `published` act on the next request; `source`, `env` and
+/// `hardware` with the next load, and `reload_required` says so.
 #[utoipa::path(
     put,
     path = "/admin/v1/models/{name}",
     tag = "Administration",
-    summary = "Publishes a model to tiers, or renames it, without a reload",
+    summary = "Publishes a model to tiers or renames it, without a reload; changes what its next load uses",
     params(("name" = String, Path, description = "The model's name")),
     request_body = ModelChange,
     responses(
         (status = 200, description = "The model as it is now", body = schema::Model),
         (status = 404, description = "No such model"),
+        (status = 409, description = "Its source and settings come from the configuration, or others keep changing things"),
     ),
 )]
 pub(crate) async fn put_model(
@@ -79,79 +78,38 @@ pub(crate) async fn put_model(
 ) -> Result<Response, ApiError> {
     let mut body = read_fields(&api, request).await?;
     let old = api.governor.model(&principal, &name).await?;
-    for field in ["hardware", "env"] {
-        if body.take(field).is_some() {
-            return Err(body.complain(field, "is not supported yet"));
-        }
-    }
-    if body.string("source")?.is_some_and(|source| source != old.source) {
-        return Err(body.complain("source", "cannot be changed here, that is not supported yet"));
-    }
     let display_name = body.string("display_name")?;
-    let published = take_published(&mut body, &old)?;
+    let published = take_published(&mut body, &old.published)?;
+    let source = body.string("source")?;
+    let env = take_env(&mut body)?;
+    let hardware = body.string("hardware")?;
     body.ignore(READ_ONLY);
     body.refuse_unknown()?;
-    let patch = ModelPatch { display_name, published, settings: None };
-    let model = api.governor.update_model(&principal, &name, patch).await?;
-    Ok(json_response(StatusCode::OK, &model_view(&api, &model)))
-}
 
-/// `tiers` says who; `published` alone is the switch for everybody or nobody.
-fn take_published(body: &mut Fields, old: &ModelRecord) -> Result<Option<Published>, ApiError> {
-    let switch = body.boolean("published")?;
-    let tiers = match body.take("tiers") {
-        None => None,
-        Some(Value::String(word)) if word == "all" => Some(Published::All),
-        Some(list @ Value::Array(_)) => {
-            let mut wrapped = Fields::of_value(json!({ "tiers": list }), String::new())?;
-            wrapped.strings("tiers")?.map(Published::Tiers)
-        }
-        Some(other) => {
-            return Err(body.complain("tiers", format!("must be \"all\" or a list of tiers, found {}", kind(&other))));
-        }
-    };
-    Ok(match (switch, tiers) {
-        (Some(false), _) => Some(Published::Tiers(Vec::new())),
-        (_, Some(tiers)) => Some(tiers),
-        (Some(true), None) if !is_published(&old.published) => Some(Published::All),
-        (Some(true) | None, None) => None,
-    })
-}
-
-fn is_published(published: &Published) -> bool {
-    match published {
-        Published::All => true,
-        Published::Tiers(tiers) => !tiers.is_empty(),
+    let served = api.models.get(&name);
+    let mut kept = KeptSettings::read(&old.settings);
+    if let Some(served) = &served {
+        kept.env.clone_from(&served.env);
     }
-}
-
-fn model_view(api: &Api, model: &ModelRecord) -> Value {
-    let served = api.models.get(&model.name);
-    let (status, phase, reason, progress) = match served.as_deref().map(|served| &served.state) {
-        None => ("unknown", None, None, None),
-        Some(ModelState::Loading { phase, progress }) => ("not_ready", Some(phase.as_str()), None, *progress),
-        Some(ModelState::Failed { reason }) => ("not_ready", Some("failed"), Some(reason.as_str()), None),
-        Some(ModelState::Ready(ready)) if !ready.engine.status().is_healthy => {
-            ("not_ready", Some("failed"), Some("the engine makes no progress"), None)
-        }
-        Some(ModelState::Ready(_)) => ("ready", None, None, None),
-    };
-    let tiers = match &model.published {
-        Published::All => json!("all"),
-        Published::Tiers(tiers) => json!(tiers),
-    };
-    json!({
-        "object": "model",
-        "name": model.name,
-        "display_name": model.display_name,
-        "source": model.source,
-        "published": is_published(&model.published),
-        "tiers": tiers,
-        "status": status,
-        "phase": phase,
-        "reason": reason,
-        "progress": progress,
-        "context_window": served.as_ref().and_then(|served| served.context_window()),
-        "created_at": moment(model.created_at_us),
-    })
+    let changed = ModelRecord { source: source.clone().unwrap_or_else(|| old.source.clone()), ..old.clone() };
+    let before = spec_of(&old, &kept);
+    kept.env = env.unwrap_or(kept.env);
+    kept.hardware = hardware.or(kept.hardware);
+    let after = spec_of(&changed, &kept);
+    let mut patch = ModelPatch { display_name, published, source: None, settings: None };
+    if before == after {
+        return Ok(answer(&api, StatusCode::OK, &api.governor.update_model(&principal, &name, patch).await?));
+    }
+    match served.as_ref().map(|served| served.configured_in) {
+        Some(Some(place)) => return Err(configured_elsewhere(&name, place, "given another source or settings")),
+        None => return Err(configured_elsewhere(&name, "a configuration that does not hold it any more", "changed")),
+        Some(None) => {}
+    }
+    check_open(&api)?;
+    api.orders.check(after.clone()).await?;
+    patch.source = source;
+    patch.settings = Some(kept.text());
+    let model = api.governor.update_model(&principal, &name, patch).await?;
+    api.orders.replace(after).await?;
+    Ok(answer(&api, StatusCode::OK, &model))
 }

@@ -382,7 +382,9 @@ fn count_charged(metrics: &Metrics, model: &str, usage: &TokenUsage) {
 
 fn failure_error(failure: Failure, id: Uuid) -> ApiError {
     match failure {
-        Failure::Cancelled | Failure::Shutdown => ApiError::unavailable("The server is stopping. Please retry.", PAUSE),
+        Failure::Cancelled | Failure::Shutdown => {
+            ApiError::unavailable("The model or the server is being stopped. Please retry.", PAUSE)
+        }
         Failure::Deadline => ApiError::overloaded(PAUSE),
         Failure::Internal(reference) => {
             error!(request.id = %id, engine.reference = %reference, "the engine failed on a request");

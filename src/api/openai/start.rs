@@ -22,6 +22,8 @@ use crate::governance::{Ask, CompletionCap, Permit, Principal, Scheduling, Statu
 const CHANNEL_DEPTH: usize = 16;
 /// When to ask again for a model that is being loaded.
 const LOADING_PAUSE: std::time::Duration = std::time::Duration::from_secs(5);
+/// When to ask again for a model that somebody has to load first.
+const IDLE_PAUSE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// Who asks, and through what.
 pub(crate) struct Caller {
@@ -78,12 +80,15 @@ pub(crate) fn choose_model(
     }
     match &model.state {
         ModelState::Ready(ready) => Ok((Arc::clone(&model), Arc::clone(ready))),
-        ModelState::Loading { .. } => Err(ApiError::unavailable(
+        ModelState::Loading(_) => Err(ApiError::unavailable(
             format!("The model `{name}` is being loaded. Please retry later."),
             LOADING_PAUSE,
         )),
         ModelState::Failed { .. } => {
-            Err(ApiError::unavailable(format!("The model `{name}` could not be loaded."), LOADING_PAUSE * 12))
+            Err(ApiError::unavailable(format!("The model `{name}` could not be loaded."), IDLE_PAUSE))
+        }
+        ModelState::Unloading(_) | ModelState::Unloaded => {
+            Err(ApiError::unavailable(format!("The model `{name}` is not loaded at the moment."), IDLE_PAUSE))
         }
     }
 }
@@ -365,7 +370,7 @@ fn submit_error(error: &SubmitError, caller: &Caller, plan: &Plan) -> ApiError {
     match error {
         SubmitError::QueueFull { retry_after } => ApiError::overloaded(*retry_after),
         SubmitError::Draining | SubmitError::Stopped => {
-            ApiError::unavailable("The server is stopping. Please retry.", LOADING_PAUSE)
+            ApiError::unavailable("The model or the server is being stopped. Please retry.", LOADING_PAUSE)
         }
         SubmitError::PromptTooLong { prompt_tokens, limit } => {
             let param = if plan.continues_text { "prompt" } else { "messages" };

@@ -2,16 +2,17 @@
 mod account;
 mod admin;
 mod audit;
+mod models;
 mod openai;
 mod operations;
 mod shared;
 
 pub(crate) use account::{IssuedKey, Key, LookedUpTier, Me, NewKey, TierLookup};
 pub(crate) use admin::{
-    DeletedTier, DeletedUser, Group, Model, ModelChange, NewGroup, NewKeyFor, NewTier, NewUser, Tier, TierChange, User,
-    UserChange,
+    DeletedTier, DeletedUser, Group, NewGroup, NewKeyFor, NewTier, NewUser, Tier, TierChange, User, UserChange,
 };
 pub(crate) use audit::{AuditRow, AuditVerdict};
+pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
 pub(crate) use operations::Health;
 pub(crate) use shared::{ErrorBody, Listed, PageQuery};

@@ -14,6 +14,6 @@ mod users;
 pub use audit::{AuditPage, AuditVerdict};
 pub use keys::{Issued, Key, KeyPage, KeyStatus, NewKey};
 pub use me::Me;
-pub use models::{DeclaredModel, ModelPatch};
+pub use models::{DeclaredModel, ModelPatch, NewModel};
 pub use tiers::{Affected, DeletedTier, NewTier, TierPatch};
 pub use users::{NewUser, UserPatch};

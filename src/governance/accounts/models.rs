@@ -21,11 +21,31 @@ pub struct DeclaredModel {
     pub published: Option<Published>,
 }
 
+/// Models that may be known at the same time; each is read at every change of the policy.
+const MAX_MODELS: usize = 256;
+
+/// A model to create.
+#[derive(Debug, Clone)]
+pub struct NewModel {
+    /// The name requests use.
+    pub name: String,
+    /// What people read; the name when absent.
+    pub display_name: Option<String>,
+    /// Where it is loaded from.
+    pub source: String,
+    /// Who may use it.
+    pub published: Published,
+    /// Whatever else the server keeps about it, JSON.
+    pub settings: String,
+}
+
 /// What to change about a model; `None` leaves it.
 #[derive(Debug, Clone, Default)]
 pub struct ModelPatch {
     /// What people read.
     pub display_name: Option<String>,
+    /// Where it is loaded from.
+    pub source: Option<String>,
     /// Who may use it.
     pub published: Option<Published>,
     /// Whatever else the server keeps about it, JSON.
@@ -101,6 +121,40 @@ impl Governor {
         tables.models.iter().find(|model| model.name == name).cloned().ok_or(ServiceError::NotFound("model"))
     }
 
+    /// Makes a new model known.
+    ///
+    /// # Errors
+    /// `Forbidden`, `Conflict` when there is one of that name or there are too many, `Invalid` for an unknown tier.
+    pub async fn create_model(&self, actor: &Principal, new: NewModel) -> Result<ModelRecord, ServiceError> {
+        require_admin(actor)?;
+        check_text("name", &new.name, 253)?;
+        let display_name = new.display_name.unwrap_or_else(|| new.name.clone());
+        check_text("display_name", &display_name, 253)?;
+        let model = ModelRecord {
+            name: new.name,
+            display_name,
+            source: new.source,
+            published: new.published,
+            settings: new.settings,
+            created_at_us: self.0.clock.now_us(),
+        };
+        for _ in 0..ATTEMPTS {
+            let tables = self.tables().await?;
+            if tables.models.iter().any(|other| other.name == model.name) {
+                return Err(ServiceError::Conflict(format!("model `{}` exists already", model.name)));
+            }
+            if tables.models.len() >= MAX_MODELS {
+                let message = format!("there are {MAX_MODELS} models already, the most that may be; delete one first");
+                return Err(ServiceError::Conflict(message));
+            }
+            check_tiers(&tables, &model.published)?;
+            if self.commit(actor.author(), &tables, vec![Change::PutModel(model.clone())]).await? {
+                return Ok(model);
+            }
+        }
+        Err(busy())
+    }
+
     /// Publishes a model, or changes what is known about it; effective on the next request, without a reload.
     ///
     /// # Errors
@@ -121,12 +175,13 @@ impl Governor {
             let patch = patch.clone();
             let model = ModelRecord {
                 display_name: patch.display_name.unwrap_or_else(|| old.display_name.clone()),
+                source: patch.source.unwrap_or_else(|| old.source.clone()),
                 published: patch.published.unwrap_or_else(|| old.published.clone()),
                 settings: patch.settings.unwrap_or_else(|| old.settings.clone()),
                 ..old.clone()
             };
             check_tiers(&tables, &model.published)?;
-            if self.commit(actor.author(), &tables, vec![Change::PutModel(model.clone())]).await? {
+            if *old == model || self.commit(actor.author(), &tables, vec![Change::PutModel(model.clone())]).await? {
                 return Ok(model);
             }
         }
