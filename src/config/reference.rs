@@ -76,7 +76,7 @@ pub const KEYS: &[Key] = &[
     key("store", "data_dir", "folder", "millgate-data", "\"millgate-data\"")
         .about("Users, key digests, tiers, the ledger. One process owns it; back it up."),
     key("engine", "max_step", "duration", "60ms", "\"60ms\"")
-        .about("A step with somebody decoding lasts at most this long; longer prompts are computed in pieces. Less: smoother streams. More: faster prompts."),
+        .about("A step with somebody of the same or a higher tier decoding lasts at most this long; longer prompts are computed in pieces. Less: smoother streams. More: faster prompts."),
     key("engine", "step_tokens", "tokens", "512", "512")
         .about("The most tokens one step computes; sizes the workspace."),
     key("engine", "max_running", "sequences", "as many as the model has output rows", "64")

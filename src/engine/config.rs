@@ -14,7 +14,8 @@ pub struct Config {
     /// Sequences computed at the same time; `None`, the default, takes as many as the model has output rows.
     pub max_running: Option<usize>,
     /// Longest step while some sequence is generating. Default 60 ms, for a CPU: a prompt that arrives makes readers
-    /// stutter by no more than this, and much smaller chunks would waste the machine.
+    /// stutter by no more than this, and much smaller chunks would waste the machine. Readers of a lower band than the
+    /// prompt's are not counted: they share what its step leaves them.
     pub max_step: Duration,
     /// Prompt tokens computed in a step at least, however slow the machine. Default 16: without a floor prompts would
     /// starve behind a full batch.

@@ -3,6 +3,7 @@
 //! A second implementation of the [`Model`] seam, small enough to run by the thousand. It knows nothing of a sequence
 //! but its block table, so an error in tables, copies, prefix hits or recomputation shows as wrong text.
 
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use millgate_models::text::{ChatTemplate, ModelText, Tokenizer};
@@ -23,6 +24,35 @@ pub struct FakeOptions {
     pub end_logit: f32,
     /// Time that every step takes at least.
     pub step_delay: Duration,
+    /// Time that each output row adds.
+    pub row_delay: Duration,
+    /// Time that each further token of the batch adds.
+    pub prompt_token_delay: Duration,
+    /// Lets steps through one by one; none: they run freely.
+    pub gate: Option<Arc<Gate>>,
+}
+
+/// Stands before each step of a [`FakeModel`] until it is let through, for tests that count steps.
+#[derive(Debug, Default)]
+pub struct Gate {
+    allowed: Mutex<u64>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Lets so many more steps through.
+    pub fn allow(&self, steps: u64) {
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        *allowed = allowed.saturating_add(steps);
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allowed =
+            self.changed.wait_while(allowed, |allowed| *allowed == 0).unwrap_or_else(PoisonError::into_inner);
+        *allowed -= 1;
+    }
 }
 
 impl Default for FakeOptions {
@@ -35,6 +65,9 @@ impl Default for FakeOptions {
             max_output_rows: 64,
             end_logit: 3.0,
             step_delay: Duration::ZERO,
+            row_delay: Duration::ZERO,
+            prompt_token_delay: Duration::ZERO,
+            gate: None,
         }
     }
 }
@@ -110,7 +143,13 @@ impl Model for FakeModel {
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
         batch.check(&self.spec)?;
-        std::thread::sleep(self.options.step_delay);
+        let FakeOptions { step_delay, row_delay, prompt_token_delay, gate, .. } = &self.options;
+        if let Some(gate) = gate {
+            gate.pass();
+        }
+        let rows = u32::try_from(batch.output_rows.len()).unwrap_or(u32::MAX);
+        let others = u32::try_from(batch.tokens.len()).unwrap_or(u32::MAX).saturating_sub(rows);
+        std::thread::sleep(*step_delay + *row_delay * rows + *prompt_token_delay * others);
         if batch.tokens.contains(&Self::ERROR_TOKEN) {
             return Err(ForwardError::Batch { what: "token that fails on purpose", found: 1, limit: 0 });
         }

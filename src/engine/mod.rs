@@ -1,10 +1,11 @@
 //! Runs one model for many requests at once: continuous batching, paged cache, sampling, one thread a model.
 //!
-//! Pure parts, tested without a model or a thread: `scheduler`, `blocks`, `prefix_cache`, `sampler`, `pace`.
+//! Pure parts, tested without a model or a thread: `scheduler`, `fairness`, `blocks`, `prefix_cache`, `sampler`, `pace`.
 //! `stepper` puts them together, `worker` gives them a thread and a clock, `handle` is what the rest of the server holds.
 
 mod blocks;
 mod config;
+mod fairness;
 pub mod fake;
 mod generation;
 mod handle;

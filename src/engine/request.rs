@@ -98,9 +98,9 @@ pub struct Request {
     pub allowance: u32,
     /// Whom the work counts for.
     pub flow: FlowId,
-    /// Share of the flow among flows of the same priority. Carried; the present first-come order does not use it.
+    /// Share of the flow among flows of the same priority, in tokens really used.
     pub weight: u32,
-    /// Higher goes first.
+    /// Higher goes first; a lower one that has had no turn for long gets one.
     pub priority: u8,
     /// Separates this tenant's cached prefixes from other tenants'.
     pub cache_salt: CacheSalt,

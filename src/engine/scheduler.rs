@@ -1,15 +1,24 @@
 //! Decides what the next step computes: which sequences, how much of each, and whose blocks are given up for it.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use millgate_models::BLOCK_TOKENS;
 
 use super::blocks::{Blocks, Writable};
+use super::fairness::{COMPLETION_COST, Fairness, Lane, PROMPT_COST, Rank};
 use super::handle::BlockCounts;
 use super::prefix_cache::PrefixHasher;
 use super::request::CacheSalt;
 use super::sequence::{Sequence, SequenceId};
+
+#[path = "admission.rs"]
+mod admission;
+
+/// While a prompt is computed, the work of lower bands beside it is one token for this many of its own: readers there go
+/// on, and the prompt takes at most a quarter longer than alone.
+const TOKENS_A_GUEST: usize = 4;
+/// That work is at least this many tokens: a short step costs what it costs to start it, so they come nearly for nothing.
+const MIN_GUEST_TOKENS: usize = 6;
 
 /// What fits into a step of this model.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +38,10 @@ pub(crate) struct Terms {
     pub(crate) allowance: u64,
     /// Whether tokens are drawn at all; not when only the prompt's log probabilities are wanted.
     pub(crate) draws_tokens: bool,
-    pub(crate) priority: u8,
+    /// Whom it counts for.
+    pub(crate) lane: Lane,
+    /// Share of the flow among the flows of its band.
+    pub(crate) weight: u32,
     pub(crate) salt: CacheSalt,
 }
 
@@ -53,18 +65,11 @@ pub(crate) struct Plan {
     pub(crate) admitted: Vec<(SequenceId, usize)>,
 }
 
-/// Order of service: higher priority, then earlier arrival.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    priority: Reverse<u8>,
-    id: SequenceId,
-}
-
 /// All live sequences and the blocks they own.
 ///
-/// First come, first served within a priority. A sequence that lacks a block takes it from one that stands at zero
-/// allowance, else from the one served last; that one is computed again later. Nothing overtakes the head of the
-/// waiting line, so every sequence gets its turn.
+/// The order of service is that of [`Fairness`]: who has aged, the higher band, the flow that used least, first come. A
+/// sequence that lacks a block takes it from one that stands at zero allowance, else from the one last in order; that one
+/// is computed again later. Nothing overtakes the head of the waiting line, so every sequence gets its turn.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     limits: Limits,
@@ -73,18 +78,23 @@ pub(crate) struct Scheduler {
     hasher: Option<PrefixHasher>,
     requests: BTreeMap<u64, Terms>,
     sequences: BTreeMap<SequenceId, Sequence>,
-    waiting: BTreeSet<Rank>,
-    running: BTreeSet<Rank>,
+    /// Who waits, and whose turn it is.
+    fairness: Fairness,
+    running: BTreeSet<SequenceId>,
     /// Step in which a running sequence last had a part, for turns when there are more than rows.
     last_turn: HashMap<SequenceId, u64>,
     steps: u64,
     preemptions: u64,
+    /// Memory of the last step's lists, used again.
+    scratch: (Vec<Rank>, Vec<Rank>),
 }
 
 /// What is left of a step while it is planned.
 struct Room {
     tokens: usize,
     rows: usize,
+    /// Whether lower bands have only what a prompt of a higher one leaves them.
+    has_guests: bool,
     /// Draws given out in this step, by request.
     drawn: HashMap<u64, u64>,
     planned: BTreeSet<SequenceId>,
@@ -98,44 +108,50 @@ impl Scheduler {
             hasher,
             requests: BTreeMap::new(),
             sequences: BTreeMap::new(),
-            waiting: BTreeSet::new(),
+            fairness: Fairness::default(),
             running: BTreeSet::new(),
             last_turn: HashMap::new(),
             steps: 0,
             preemptions: 0,
+            scratch: Default::default(),
         }
     }
 
     /// Puts a request in line; its first sequence computes the prompt for all choices.
     pub(crate) fn add(&mut self, terms: Terms, sequence: Sequence) {
         self.requests.insert(sequence.id.request, terms);
-        self.waiting.insert(Rank { priority: Reverse(terms.priority), id: sequence.id });
+        self.fairness.arrive(terms.lane, terms.weight, sequence.id);
         self.sequences.insert(sequence.id, sequence);
     }
 
-    /// Plans the next step. `prefill_tokens` bounds the prompt tokens in a step that has decode rows.
-    pub(crate) fn plan(&mut self, prefill_tokens: usize) -> Plan {
+    /// Plans the next step. `chunk` says how many prompt tokens fit into a step beside a number of decode rows.
+    pub(crate) fn plan(&mut self, chunk: impl Fn(usize) -> usize) -> Plan {
         self.steps += 1;
         let mut plan = Plan::default();
         let mut room = Room {
             tokens: self.limits.max_step_tokens,
             rows: self.limits.max_output_rows,
+            has_guests: false,
             drawn: HashMap::new(),
             planned: BTreeSet::new(),
         };
-        for rank in self.decoders() {
-            self.plan_item(rank, &mut room, &mut plan);
+        self.age();
+        self.admit(&chunk, &mut plan);
+        let (mut line, mut turns) = std::mem::take(&mut self.scratch);
+        line.clear();
+        line.extend(self.active().map(|id| self.rank(id)));
+        line.sort_unstable();
+        let mut rest = self.plan_aged(&line, chunk(self.limits.max_output_rows), &mut room, &mut plan);
+        while let Some(first) = rest.first() {
+            let (own, lower) = rest.split_at(rest.partition_point(|rank| rank.band() == first.band()));
+            self.plan_decoders(own, &mut turns, &mut room, &mut plan);
+            self.plan_prompts(own, !lower.is_empty(), &chunk, &mut room, &mut plan);
+            rest = lower;
         }
-        if !plan.items.is_empty() {
-            room.tokens = room.tokens.min(prefill_tokens);
-        }
-        let unfinished: Vec<Rank> = self.running.iter().copied().filter(|rank| self.pending(rank.id) > 1).collect();
-        for rank in unfinished {
-            self.plan_item(rank, &mut room, &mut plan);
-        }
-        self.admit(&mut room, &mut plan);
+        self.scratch = (line, turns);
         for item in &plan.items {
             self.last_turn.insert(item.id, self.steps);
+            self.fairness.had_turn(self.requests[&item.id.request].lane.band, self.steps);
         }
         plan
     }
@@ -145,6 +161,10 @@ impl Scheduler {
         for item in items {
             let Some(sequence) = self.sequences.get_mut(&item.id) else { continue };
             sequence.computed = item.first + item.count;
+            // What is computed again after a preemption was paid for, and completion tokens are when they are drawn.
+            let paid = sequence.computed.min(sequence.prompt_len).saturating_sub(sequence.paid_prompt);
+            sequence.paid_prompt += paid;
+            sequence.pledged = sequence.pledged.saturating_sub(paid);
             let Some(hasher) = &self.hasher else { continue };
             let full = sequence.computed / BLOCK_TOKENS;
             if full > sequence.published {
@@ -168,7 +188,8 @@ impl Scheduler {
         for choice in 1..terms.choices {
             let id = SequenceId { request, choice };
             leader.table.iter().for_each(|&block| self.blocks.retain(block));
-            self.running.insert(Rank { priority: Reverse(terms.priority), id });
+            self.running.insert(id);
+            self.fairness.split(terms.lane);
             self.sequences.insert(id, Sequence { id, ..leader.clone() });
         }
     }
@@ -178,6 +199,8 @@ impl Scheduler {
         let terms = self.requests.get_mut(&id.request).expect("a live sequence has a request");
         debug_assert!(terms.allowance > 0, "a token is drawn only where the allowance covers it");
         terms.allowance = terms.allowance.saturating_sub(1);
+        self.fairness.charge(terms.lane, terms.weight, COMPLETION_COST);
+        self.fairness.sampled(id);
         self.sequences.get_mut(&id).expect("only live sequences are sampled").known.push(token);
     }
 
@@ -189,11 +212,11 @@ impl Scheduler {
 
     /// Removes a sequence and frees its blocks; unknown ones are passed over.
     pub(crate) fn remove(&mut self, id: SequenceId) {
+        self.give_back(id);
         let Some(sequence) = self.sequences.remove(&id) else { return };
         self.blocks.release_table(&sequence.table);
-        let rank = Rank { priority: Reverse(self.requests[&id.request].priority), id };
-        self.waiting.remove(&rank);
-        self.running.remove(&rank);
+        self.fairness.leave(self.requests[&id.request].lane, id);
+        self.running.remove(&id);
         self.last_turn.remove(&id);
     }
 
@@ -238,7 +261,7 @@ impl Scheduler {
     }
 
     pub(crate) fn waiting_len(&self) -> usize {
-        self.waiting.len()
+        self.fairness.waiting_len()
     }
 
     pub(crate) fn preemptions(&self) -> u64 {
@@ -255,14 +278,15 @@ impl Scheduler {
     /// A sentence that names the first disagreement.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.blocks.check(self.sequences.values().map(|sequence| sequence.table.as_slice()))?;
-        let placed = self.running.len() + self.waiting.len();
-        if placed != self.sequences.len() {
-            return Err(format!("{placed} sequences have a place and {} live", self.sequences.len()));
+        let placed = self.running.len() + self.fairness.waiting_len();
+        if placed != self.sequences.len() || self.fairness.live_len() != placed {
+            let (live, counted) = (self.sequences.len(), self.fairness.live_len());
+            return Err(format!("{placed} sequences have a place, {live} live and {counted} are counted"));
         }
         for sequence in self.sequences.values() {
             let id = sequence.id;
             let Some(terms) = self.requests.get(&id.request) else { return Err(format!("{id:?} has no request")) };
-            let is_waiting = self.waiting.contains(&Rank { priority: Reverse(terms.priority), id });
+            let is_waiting = self.fairness.is_waiting(terms.lane, id);
             if is_waiting && !sequence.table.is_empty() {
                 return Err(format!("{id:?} waits and owns blocks"));
             }
@@ -278,22 +302,96 @@ impl Scheduler {
         self.sequences[&id].pending()
     }
 
-    /// Running sequences with one token to compute, in order of service. When they outnumber the rows, those whose last
-    /// turn is longest ago come first; all are named, for one that finds no block must not hold up the others.
-    fn decoders(&self) -> Vec<Rank> {
-        let ready = |rank: &Rank| self.pending(rank.id) == 1 && !self.is_parked(rank.id.request);
-        let mut decoders: Vec<Rank> = self.running.iter().copied().filter(ready).collect();
-        let most = self.limits.max_output_rows.min(self.limits.max_step_tokens);
-        if decoders.len() > most {
-            decoders.sort_by_key(|rank| (self.last_turn.get(&rank.id).copied(), *rank));
+    fn rank(&self, id: SequenceId) -> Rank {
+        self.fairness.rank(self.requests[&id.request].lane, id)
+    }
+
+    /// Running sequences that do not stand at zero allowance.
+    fn active(&self) -> impl Iterator<Item = SequenceId> {
+        self.running.iter().copied().filter(|id| !self.is_parked(id.request))
+    }
+
+    /// Sends the first sequence of a band ahead that has had no turn for too long.
+    fn age(&mut self) {
+        if !self.fairness.has_bands() {
+            return self.fairness.no_bands();
         }
-        decoders
+        if self.fairness.ahead().is_some_and(|id| self.is_parked(id.request)) {
+            self.fairness.call_back();
+        }
+        let mut has_work = [false; 256];
+        for id in self.sequences.keys().filter(|id| !self.is_parked(id.request)) {
+            has_work[usize::from(self.requests[&id.request].lane.band)] = true;
+        }
+        let Some(band) = self.fairness.overdue(self.steps, &has_work) else { return };
+        let ready = self.sequences.keys().filter(|id| !self.is_parked(id.request));
+        let first = ready.map(|&id| self.rank(id)).filter(|rank| rank.band() == band).min();
+        let Some(first) = first else { return };
+        self.fairness.send_ahead(self.requests[&first.id.request].lane, first.id);
+    }
+
+    /// Plans the sequence that was sent ahead: a row, or a chunk that fits beside a full step. Returns the others.
+    fn plan_aged<'a>(&mut self, line: &'a [Rank], chunk: usize, room: &mut Room, plan: &mut Plan) -> &'a [Rank] {
+        let Some((&first, others)) = line.split_first().filter(|(first, _)| first.has_aged()) else { return line };
+        let most = room.tokens.min(chunk);
+        let rest = room.tokens - most;
+        room.tokens = most;
+        self.plan_item(first, room, plan);
+        room.tokens += rest;
+        others
+    }
+
+    /// Plans the sequences of a band with one token to compute. When they outnumber the rows, the flow that used least
+    /// comes first and in it those whose last turn is longest ago; all are tried, for one that finds no block must not
+    /// hold up the others.
+    fn plan_decoders(&mut self, own: &[Rank], turns: &mut Vec<Rank>, room: &mut Room, plan: &mut Plan) {
+        turns.clear();
+        turns.extend(own.iter().filter(|rank| self.pending(rank.id) == 1));
+        if turns.len() > room.rows.min(room.tokens) {
+            turns.sort_unstable_by_key(|rank| (rank.counter(), self.last_turn.get(&rank.id).copied(), rank.id));
+        }
+        for &rank in turns.iter() {
+            self.plan_item(rank, room, plan);
+        }
+    }
+
+    /// Plans the prompts of a band. Beside decode rows of this or a higher band they get the chunk that keeps the step
+    /// short; without any they may fill the step. Bands below are then guests: they must not make the step much longer.
+    fn plan_prompts(
+        &mut self,
+        own: &[Rank],
+        has_lower: bool,
+        chunk: &impl Fn(usize) -> usize,
+        room: &mut Room,
+        plan: &mut Plan,
+    ) {
+        let (spare, rows) = (room.tokens, plan.items.iter().filter(|item| !self.rank(item.id).has_aged()).count());
+        if rows > 0 {
+            room.tokens = room.tokens.min(chunk(rows));
+        } else if has_lower {
+            room.tokens -= room.tokens / (TOKENS_A_GUEST + 1);
+        }
+        let before = plan.items.len();
+        for &rank in own {
+            // What had one token to compute was tried before.
+            if self.running.contains(&rank.id) && self.pending(rank.id) > 1 {
+                self.plan_item(rank, room, plan);
+            }
+        }
+        if plan.items.len() == before {
+            room.tokens = spare;
+        } else if has_lower && !room.has_guests {
+            room.has_guests = true;
+            let used: usize = plan.items.iter().map(|item| item.count).sum();
+            let guests = (used / TOKENS_A_GUEST).max(MIN_GUEST_TOKENS);
+            room.tokens = guests.min(self.limits.max_step_tokens - used);
+        }
     }
 
     /// Gives a running sequence as much of the step as there is room, allowance and cache for.
     fn plan_item(&mut self, rank: Rank, room: &mut Room, plan: &mut Plan) {
         // It may have lost its place to a sequence planned before it.
-        if !self.running.contains(&rank) || room.planned.contains(&rank.id) || self.is_parked(rank.id.request) {
+        if !self.running.contains(&rank.id) || room.planned.contains(&rank.id) || self.is_parked(rank.id.request) {
             return;
         }
         let Some((count, draws)) = self.portion(rank.id, room) else { return };
@@ -361,97 +459,35 @@ impl Scheduler {
         end
     }
 
-    /// Takes the blocks of one sequence for `rank`: of a parked one, else of the one served last, if that is after
+    /// Takes the blocks of one sequence for `rank`: of a parked one, else of the one last in order, if that is after
     /// `rank`. `false` when nobody may be robbed.
     fn make_room(&mut self, rank: Rank, room: &Room) -> bool {
-        let robbable = |victim: &&Rank| victim.id != rank.id && !room.planned.contains(&victim.id);
-        let parked = self.running.iter().rev().filter(robbable).find(|victim| self.is_parked(victim.id.request));
-        let last = || self.running.iter().rev().find(robbable).filter(|&&victim| victim > rank);
-        let Some(&victim) = parked.or_else(last) else { return false };
-        self.preempt(victim);
+        let others = || self.running.iter().filter(|&&id| id != rank.id && !room.planned.contains(&id));
+        let parked = others().filter(|id| self.is_parked(id.request)).map(|&id| self.rank(id)).max();
+        let last = || others().map(|&id| self.rank(id)).max().filter(|&victim| victim > rank);
+        let Some(victim) = parked.or_else(last) else { return false };
+        self.preempt(victim.id);
         true
     }
 
-    fn preempt(&mut self, victim: Rank) {
-        let sequence = self.sequences.get_mut(&victim.id).expect("running sequences live");
+    fn preempt(&mut self, victim: SequenceId) {
+        self.give_back(victim);
+        let sequence = self.sequences.get_mut(&victim).expect("running sequences live");
         self.blocks.release_table(&sequence.table);
         sequence.table.clear();
         sequence.computed = 0;
         sequence.published = 0;
         self.running.remove(&victim);
-        self.waiting.insert(victim);
-        self.last_turn.remove(&victim.id);
+        self.fairness.put_back(self.requests[&victim.request].lane, victim);
+        self.last_turn.remove(&victim);
         self.preemptions += 1;
-    }
-
-    /// Moves sequences from the waiting line into the batch, in order, while there is room.
-    fn admit(&mut self, room: &mut Room, plan: &mut Plan) {
-        let line: Vec<Rank> = self.waiting.iter().copied().filter(|rank| !self.is_parked(rank.id.request)).collect();
-        for rank in line {
-            if room.tokens == 0 || !self.has_place_for(rank.id) {
-                return;
-            }
-            let Some(cached) = self.find_blocks(rank, room) else { return };
-            self.waiting.remove(&rank);
-            self.running.insert(rank);
-            plan.admitted.push((rank.id, cached));
-            self.plan_item(rank, room, plan);
-        }
-    }
-
-    fn has_place_for(&self, id: SequenceId) -> bool {
-        let places = |id: SequenceId| {
-            let sequence = &self.sequences[&id];
-            if sequence.has_forked { 1 } else { self.requests[&id.request].choices as usize }
-        };
-        // Parked ones take no part in steps; when they come back, decode rows take turns.
-        let active = self.running.iter().filter(|rank| !self.is_parked(rank.id.request));
-        let taken: usize = active.map(|rank| places(rank.id)).sum();
-        taken == 0 || taken + places(id) <= self.limits.max_running
-    }
-
-    /// Takes what the prefix cache has for a sequence, if the rest of its tokens fits too; returns the tokens found.
-    fn find_blocks(&mut self, rank: Rank, room: &Room) -> Option<usize> {
-        loop {
-            let sequence = self.sequences.get_mut(&rank.id).expect("waiting sequences live");
-            let found = match &self.hasher {
-                Some(hasher) if sequence.may_reuse() => {
-                    hasher.extend(&sequence.known, self.requests[&rank.id.request].salt, &mut sequence.hashes);
-                    // The last token is always computed: its logits are wanted.
-                    let most = (sequence.known.len() - 1) / BLOCK_TOKENS;
-                    self.blocks.find_prefix(&sequence.hashes[..most.min(sequence.hashes.len())])
-                }
-                _ => Vec::new(),
-            };
-            let needed = sequence.blocks_needed() - found.len() + self.blocks.count_idle(&found);
-            // A block for each running sequence, so that a newcomer does not make them preempt each other at once.
-            if needed + self.running.len() <= self.blocks.available()
-                || self.running.is_empty() && needed <= self.blocks.available()
-            {
-                found.iter().for_each(|&block| self.blocks.retain(block));
-                sequence.computed = found.len() * BLOCK_TOKENS;
-                sequence.published = found.len();
-                sequence.table = found;
-                return Some(sequence.computed);
-            }
-            if !self.make_room_for_newcomer(rank, room) {
-                return None;
-            }
-        }
-    }
-
-    /// A newcomer takes blocks of parked sequences and of lower priorities only.
-    fn make_room_for_newcomer(&mut self, rank: Rank, room: &Room) -> bool {
-        let robbable = |victim: &&Rank| {
-            !room.planned.contains(&victim.id) && (self.is_parked(victim.id.request) || victim.priority > rank.priority)
-        };
-        let parked = self.running.iter().rev().filter(robbable).find(|victim| self.is_parked(victim.id.request));
-        let Some(&victim) = parked.or_else(|| self.running.iter().rev().find(robbable)) else { return false };
-        self.preempt(victim);
-        true
     }
 }
 
 #[cfg(test)]
 #[path = "scheduler_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "scheduler_fairness_tests.rs"]
+mod fairness_tests;

@@ -1,6 +1,7 @@
 //! The scheduler under random work, without a model: its books agree after every step, and every sequence gets on.
 
 use super::*;
+use crate::engine::request::FlowId;
 use proptest::prelude::*;
 
 fn scheduler(num_blocks: usize, max_step_tokens: usize, max_output_rows: usize, has_cache: bool) -> Scheduler {
@@ -9,7 +10,8 @@ fn scheduler(num_blocks: usize, max_step_tokens: usize, max_output_rows: usize, 
 }
 
 fn terms(choices: u32, allowance: u64, priority: u8) -> Terms {
-    Terms { choices, allowance, draws_tokens: true, priority, salt: CacheSalt([0; 16]) }
+    let lane = Lane { band: priority, flow: FlowId(1) };
+    Terms { choices, allowance, draws_tokens: true, lane, weight: 1, salt: CacheSalt([0; 16]) }
 }
 
 fn add(scheduler: &mut Scheduler, request: u64, prompt: Vec<u32>, terms: Terms) -> SequenceId {
@@ -46,15 +48,38 @@ fn decode_rows_go_first_and_the_prompt_beside_them_is_cut_to_the_budget() {
     let mut scheduler = scheduler(64, 256, 8, false);
     let mut started = BTreeSet::new();
     add(&mut scheduler, 1, vec![1; 10], terms(1, 100, 0));
-    let plan = scheduler.plan(40);
+    let plan = scheduler.plan(|_| 40);
     assert_eq!(lens(&plan), [(1, 0, 10)]);
     compute(&mut scheduler, &plan, &mut started);
-    add(&mut scheduler, 2, vec![2; 300], terms(1, 100, 9));
-    let plan = scheduler.plan(40);
-    assert_eq!(lens(&plan), [(1, 10, 1), (2, 0, 40)], "a higher priority does not push a decode row out of the step");
+    add(&mut scheduler, 2, vec![2; 300], terms(1, 100, 0));
+    let plan = scheduler.plan(|_| 40);
+    assert_eq!(lens(&plan), [(1, 10, 1), (2, 0, 40)]);
     compute(&mut scheduler, &plan, &mut started);
     scheduler.remove_request(1);
-    assert_eq!(lens(&scheduler.plan(40)), [(2, 40, 256)], "without decode rows the prompt fills the step");
+    assert_eq!(lens(&scheduler.plan(|_| 40)), [(2, 40, 256)], "without decode rows the prompt fills the step");
+}
+
+#[test]
+fn a_prompt_of_a_higher_band_fills_the_step_but_for_the_part_that_keeps_lower_readers_going() {
+    let mut scheduler = scheduler(200, 100, 40, false);
+    let mut started = BTreeSet::new();
+    for request in 0..40 {
+        add(&mut scheduler, request, vec![1; 2], terms(1, 100, 0));
+    }
+    let plan = scheduler.plan(|_| 40);
+    compute(&mut scheduler, &plan, &mut started);
+    add(&mut scheduler, 90, vec![2; 300], terms(1, 100, 9));
+    add(&mut scheduler, 91, vec![2; 20], terms(1, 100, 0));
+    let mut rows = BTreeSet::new();
+    for step in 0..2 {
+        let plan = scheduler.plan(|_| 40);
+        assert_eq!(lens(&plan)[0], (90, 80 * step, 80), "a fifth of the step is left to others");
+        assert_eq!(plan.items.len(), 21, "a row for every four tokens of the prompt");
+        rows.extend(plan.items[1..].iter().map(|item| item.id.request));
+        compute(&mut scheduler, &plan, &mut started);
+    }
+    assert!((0..39).all(|request| rows.contains(&request)), "readers take turns: {rows:?}");
+    assert!(!scheduler.running.contains(&SequenceId { request: 39, choice: 0 }), "and the last gave up its place");
 }
 
 #[test]
@@ -63,7 +88,7 @@ fn higher_priorities_are_admitted_first_and_equals_in_order_of_arrival() {
     for (request, priority) in [(1, 0), (2, 5), (3, 5), (4, 7)] {
         add(&mut scheduler, request, vec![1; 2], terms(1, 100, priority));
     }
-    assert_eq!(lens(&scheduler.plan(8)).iter().map(|item| item.0).collect::<Vec<_>>(), [4, 2, 3, 1]);
+    assert_eq!(lens(&scheduler.plan(|_| 8)).iter().map(|item| item.0).collect::<Vec<_>>(), [4, 2, 3, 1]);
 }
 
 #[test]
@@ -72,21 +97,21 @@ fn the_latest_of_the_lowest_priority_gives_up_its_blocks_and_a_parked_one_before
     let mut started = BTreeSet::new();
     for (request, priority) in [(1, 1), (2, 0), (3, 1)] {
         add(&mut scheduler, request, vec![1; 60], terms(1, if request == 3 { 3 } else { 100 }, priority));
-        let plan = scheduler.plan(256);
+        let plan = scheduler.plan(|_| 256);
         compute(&mut scheduler, &plan, &mut started);
     }
     assert_eq!(scheduler.block_counts().owned, 6);
     while !scheduler.is_parked(3) {
-        let plan = scheduler.plan(256);
+        let plan = scheduler.plan(|_| 256);
         compute(&mut scheduler, &plan, &mut started);
     }
     while scheduler.preemptions() == 0 {
-        let plan = scheduler.plan(256);
+        let plan = scheduler.plan(|_| 256);
         compute(&mut scheduler, &plan, &mut started);
     }
     assert!(scheduler.sequence(SequenceId { request: 3, choice: 0 }).unwrap().table.is_empty(), "the parked one first");
     while scheduler.preemptions() == 1 {
-        let plan = scheduler.plan(256);
+        let plan = scheduler.plan(|_| 256);
         compute(&mut scheduler, &plan, &mut started);
     }
     assert!(scheduler.sequence(SequenceId { request: 2, choice: 0 }).unwrap().table.is_empty());
@@ -98,11 +123,11 @@ fn a_prompt_of_whole_blocks_is_never_found_to_its_last_token() {
     let mut scheduler = scheduler(16, 256, 8, true);
     let mut started = BTreeSet::new();
     add(&mut scheduler, 1, vec![7; 64], terms(1, 100, 0));
-    let plan = scheduler.plan(256);
+    let plan = scheduler.plan(|_| 256);
     compute(&mut scheduler, &plan, &mut started);
     scheduler.remove_request(1);
     let id = add(&mut scheduler, 2, vec![7; 64], terms(1, 100, 0));
-    let plan = scheduler.plan(256);
+    let plan = scheduler.plan(|_| 256);
     assert_eq!(plan.admitted, [(id, 32)]);
     assert_eq!(lens(&plan), [(2, 32, 32)]);
 }
@@ -112,11 +137,11 @@ fn choices_share_the_prompt_and_copy_only_the_block_they_write_to() {
     let mut scheduler = scheduler(16, 256, 8, true);
     let mut started = BTreeSet::new();
     add(&mut scheduler, 1, vec![7; 70], terms(3, 100, 0));
-    let plan = scheduler.plan(256);
+    let plan = scheduler.plan(|_| 256);
     assert_eq!(plan.items[0].draws, 3);
     compute(&mut scheduler, &plan, &mut started);
     assert_eq!(scheduler.block_counts().owned, 3);
-    let plan = scheduler.plan(256);
+    let plan = scheduler.plan(|_| 256);
     assert_eq!(plan.copies.len(), 2, "the last owner writes in place");
     assert_eq!(scheduler.block_counts().owned, 5);
     scheduler.check().unwrap();
@@ -169,11 +194,14 @@ proptest! {
             match act {
                 Act::Add { family, len, choices, allowance, priority } => {
                     let prompt = (0..len as u32).map(|at| family * 1000 + at / 40).collect();
-                    add(&mut scheduler, serial, prompt, terms(choices, allowance, priority));
+                    let mut terms = terms(choices, allowance, priority);
+                    terms.lane.flow = FlowId(serial % 3);
+                    terms.weight = 1 + family;
+                    add(&mut scheduler, serial, prompt, terms);
                     serial += 1;
                 }
                 Act::Step { prefill } => {
-                    let plan = scheduler.plan(prefill);
+                    let plan = scheduler.plan(|_| prefill);
                     prop_assert!(!plan.items.is_empty() || !has_work(&scheduler), "nothing planned, yet there is work");
                     let tokens: usize = plan.items.iter().map(|item| item.count).sum();
                     prop_assert!(tokens <= max_step_tokens);
@@ -195,7 +223,7 @@ proptest! {
                     scheduler.remove(SequenceId { request: requests[which], choice });
                 }
                 Act::FailStep => {
-                    let plan = scheduler.plan(16);
+                    let plan = scheduler.plan(|_| 16);
                     plan.items.iter().for_each(|item| scheduler.remove_request(item.id.request));
                 }
                 _ => {}
@@ -207,5 +235,6 @@ proptest! {
         }
         prop_assert_eq!(scheduler.block_counts().owned, 0);
         prop_assert!(scheduler.last_turn.is_empty());
+        prop_assert_eq!(scheduler.fairness.len(), 0, "flows without work are forgotten");
     }
 }

@@ -31,6 +31,11 @@ pub(crate) struct Sequence {
     pub(crate) published: usize,
     /// Prompt positions from here to the last but one have output rows of their own; `prompt_len` for none.
     pub(crate) score_from: usize,
+    /// Prompt tokens that were computed or found before, so that computing them again costs their flow nothing.
+    pub(crate) paid_prompt: usize,
+    /// Prompt tokens beyond those that their flow was charged for when this got its place; what is never computed is given
+    /// back.
+    pub(crate) pledged: usize,
     /// Whether the prompt was computed and every choice has a sequence of its own.
     pub(crate) has_forked: bool,
 }
@@ -48,6 +53,8 @@ impl Sequence {
             hashes: Vec::new(),
             published: 0,
             score_from,
+            paid_prompt: 0,
+            pledged: 0,
             has_forked: false,
         }
     }

@@ -10,6 +10,7 @@ use tracing::{debug, error};
 use uuid::Uuid;
 
 use super::config::Config;
+use super::fairness::Lane;
 use super::generation::Generation;
 use super::handle::{EngineSpec, EngineTotals};
 use super::inbox::{Inbox, Submission};
@@ -104,7 +105,8 @@ impl Stepper {
             choices: request.choices,
             allowance: u64::from(request.allowance),
             draws_tokens: generation.max_tokens > 0,
-            priority: request.priority,
+            lane: Lane { band: request.priority, flow: request.flow },
+            weight: request.weight,
             salt: request.cache_salt,
         };
         let id = SequenceId { request: serial, choice: 0 };
@@ -143,8 +145,8 @@ impl Stepper {
     /// Computes one step and sends the events that come of it.
     pub(crate) fn step(&mut self, now: Instant) -> Step {
         let (max_step, floor) = (self.config.max_step, self.config.min_prefill_tokens);
-        let prefill = self.pace.prefill_tokens(self.scheduler.running_len(), max_step, floor, usize::MAX);
-        let plan = self.scheduler.plan(prefill);
+        let pace = &self.pace;
+        let plan = self.scheduler.plan(|rows| pace.prefill_tokens(rows, max_step, floor, usize::MAX));
         for &(id, cached) in &plan.admitted {
             self.book_admission(id, cached);
         }

@@ -43,7 +43,8 @@ proptest! {
                 Manner::NeverGrants => settings,
                 _ => 10_000,
             };
-            (arrival, Request { prompt, priority, allowance, ..varied(settings) }, manner)
+            let (flow, weight) = (FlowId(u64::from(settings) % 3), 1 + settings % 5);
+            (arrival, Request { prompt, priority, allowance, flow, weight, ..varied(settings) }, manner)
         }).collect();
         let mut readers: Vec<(Reader, Manner, u32)> = Vec::new();
         let mut step = 0;

@@ -1,6 +1,7 @@
 //! What a user of the server we replace could check from outside, and what no such server promises yet; each test bears its id.
 
 mod burst;
+mod fairness;
 mod holds;
 mod limits;
 mod smoke;

@@ -3,6 +3,7 @@
 
 mod crash;
 mod demo_model;
+mod disk_full;
 mod hostile_models;
 mod parallel;
 mod run_time_models;

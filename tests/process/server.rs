@@ -30,7 +30,13 @@ pub(super) struct Answer {
 impl ServerProcess {
     /// Starts a server on a free port with its data in `data_dir` and waits until it is ready.
     pub(crate) async fn start(data_dir: &Path, arguments: &[&str]) -> Self {
-        let mut child = serve_command(data_dir, arguments).spawn().expect("the binary was built with the tests");
+        Self::launch(serve_command(data_dir, arguments)).await
+    }
+
+    /// Starts a server by a command of the test's own and waits until it is ready.
+    pub(super) async fn launch(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary was built with the tests");
         let (sender, mut output) = mpsc::unbounded_channel();
         follow(child.stdout.take().expect("stdout is piped"), sender.clone());
         follow(child.stderr.take().expect("stderr is piped"), sender);
@@ -85,6 +91,19 @@ impl ServerProcess {
     pub(crate) async fn me(&self, key: &str) -> Value {
         let reply = self.client.get(format!("{}/v1/me", self.url)).bearer_auth(key).send().await;
         reply.expect("the server answers").json().await.expect("answers are JSON")
+    }
+
+    /// The same request with another key.
+    pub(super) fn as_key(&self, request: reqwest::RequestBuilder, key: &str) -> reqwest::RequestBuilder {
+        let mut request = request.build().expect("the address is well formed");
+        let value = format!("Bearer {key}").parse().expect("keys are plain text");
+        request.headers_mut().insert(reqwest::header::AUTHORIZATION, value);
+        reqwest::RequestBuilder::from_parts(self.client.clone(), request)
+    }
+
+    /// The process.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// A chat answer that must succeed.
@@ -143,7 +162,8 @@ impl Drop for ServerProcess {
 
 /// Runs `millgate serve` that is expected to fail by itself, and returns its status and everything it printed.
 pub(super) fn failed_start(data_dir: &Path, arguments: &[&str]) -> (ExitStatus, String) {
-    let output = serve_command(data_dir, arguments).output().expect("the binary was built with the tests");
+    let output =
+        serve_command(data_dir, arguments).stdin(Stdio::null()).output().expect("the binary was built with the tests");
     let text = [output.stdout, output.stderr].concat();
     (output.status, String::from_utf8_lossy(&text).into_owned())
 }
@@ -156,7 +176,8 @@ pub(super) fn chat_body(question: &str, seed: u64) -> Value {
     })
 }
 
-fn serve_command(data_dir: &Path, arguments: &[&str]) -> Command {
+/// `millgate serve` on a free port, with its data in `data_dir`.
+pub(super) fn serve_command(data_dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millgate"));
     command
         .args(["serve", "--listen", "127.0.0.1:0", "--data-dir"])
@@ -164,10 +185,7 @@ fn serve_command(data_dir: &Path, arguments: &[&str]) -> Command {
         .args(arguments)
         .current_dir(data_dir)
         .env("MILLGATE_ADMIN_KEY", ADMIN_KEY)
-        .env_remove("MILLGATE_CONFIG")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .env_remove("MILLGATE_CONFIG");
     command
 }
 
