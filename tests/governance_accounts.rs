@@ -202,7 +202,7 @@ async fn only_administrators_administer() {
     refused(g.all_keys(&ann, None, None, None).await.map(drop));
     refused(g.models(&ann).await.map(drop));
     refused(g.update_model(&ann, "demo", Default::default()).await.map(drop));
-    refused(g.groups(&ann).await.map(drop));
+    refused(g.groups(&ann, None, None).await.map(drop));
     refused(g.usage(&ann, &Default::default()).await.map(drop));
     let declared = Declaration::from_yaml("tiers: []").expect("declaration");
     refused(g.apply_tiers(&ann, &declared).await.map(drop));
@@ -293,7 +293,7 @@ async fn the_documented_files_are_applied_in_one_step_and_act_at_once() {
     let (ann, _) = house.user("ann", &[]).await;
     let ours = Declaration::from_yaml(include_str!("../docs/examples/tiers.yaml")).expect("ours");
     let plan = house.governor.plan_tiers(&admin, &ours).await.expect("plan");
-    assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (0, 3, 0));
+    assert_eq!((plan.created.len(), plan.updated.len(), plan.deleted.len()), (0, 3, 0));
     house.governor.apply_tiers(&admin, &ours).await.expect("applied");
     assert!(house.governor.plan_tiers(&admin, &ours).await.expect("plan").is_empty());
     let limits: Vec<String> = house.again(&ann).await.policy.limits().map(ToString::to_string).collect();

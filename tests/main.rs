@@ -25,3 +25,4 @@ mod source_text;
 mod store_contract;
 mod support;
 mod tidy;
+mod tier_folder;

@@ -89,7 +89,9 @@ async fn keeps_what_it_is_given(records: &dyn Records) {
     assert_eq!(records.key(&first.id).await.expect("key"), Some((first.clone(), ann.clone())));
     assert_eq!(records.user_by_subject(LOCAL_ISSUER, "ann").await.expect("user"), Some(ann.clone()));
     assert_eq!(records.users(None, 10).await.expect("users"), std::slice::from_ref(&ann));
-    assert_eq!(records.groups().await.expect("groups"), ["g"]);
+    assert_eq!(records.groups(None, 10).await.expect("groups"), ["g"]);
+    assert!(records.is_group_known("g").await.expect("known") && !records.is_group_known("h").await.expect("known"));
+    assert!(records.groups(Some("g"), 10).await.expect("groups").is_empty());
     let page = |after| KeyFilter { user: Some(ann.id), after, limit: 1 };
     assert_eq!(records.keys(&page(None)).await.expect("keys"), std::slice::from_ref(&second));
     assert_eq!(records.keys(&page(Some(second.id.clone()))).await.expect("keys"), std::slice::from_ref(&first));

@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::telemetry::redact;
+
 /// What went wrong, in the words of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -202,11 +204,13 @@ impl ApiError {
 
     /// The body: also what an error event of a stream carries.
     pub(crate) fn to_json(&self) -> String {
+        // What a client sent may stand in a message; a credential among it goes no further, not even back.
+        let (message, param) = (redact(&self.0.message), self.param().map(redact));
         let shape = Shape {
-            message: &self.0.message,
+            message: &message,
             type_name: self.0.kind.type_name(),
             code: self.status().as_u16(),
-            param: self.param(),
+            param: param.as_deref(),
             detail: self.0.detail.as_ref(),
         };
         serde_json::to_string(&Envelope { error: shape }).expect("strings and JSON values always serialise")

@@ -43,6 +43,7 @@ use super::{account, admin, docs_page, health, openai, openapi, schema};
         account::tiers::lookup_tier,
         admin::tiers::list_tiers,
         admin::tiers::create_tier,
+        admin::tier_apply::apply_tiers,
         admin::tiers::get_tier,
         admin::tiers::put_tier,
         admin::tiers::delete_tier,

@@ -1,4 +1,5 @@
 //! What every request carries: its ids, and the promise that a panic becomes an answer.
+use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use uuid::Uuid;
 
 use super::error::{ApiError, in_one_shape};
 use super::state::Api;
+use crate::telemetry::redact;
 
 const CLIENT_ID: HeaderName = HeaderName::from_static("x-request-id");
 const OWN_ID: HeaderName = HeaderName::from_static("x-millgate-request-id");
@@ -64,9 +66,11 @@ pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, n
     response
 }
 
-/// The client's id if it is short and plain enough to be echoed and logged.
+/// The client's id if it is short and plain enough to be echoed and logged, and no credential: it is stored in the ledger.
 fn client_id(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(CLIENT_ID)?.to_str().ok()?;
+    let is_secret = |text: &str| matches!(redact(text), Cow::Owned(_));
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(&byte);
-    (!text.is_empty() && text.len() <= MAX_ID_LENGTH && text.bytes().all(is_plain)).then(|| text.to_owned())
+    (!text.is_empty() && text.len() <= MAX_ID_LENGTH && text.bytes().all(is_plain) && !is_secret(text))
+        .then(|| text.to_owned())
 }

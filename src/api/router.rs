@@ -104,6 +104,7 @@ fn administration() -> Vec<Route> {
     vec![
         get("/admin/v1/tiers", Admin, admin::list_tiers),
         post("/admin/v1/tiers", Admin, admin::create_tier),
+        post("/admin/v1/tiers/apply", Admin, admin::apply_tiers),
         get("/admin/v1/tiers/{name}", Admin, admin::get_tier),
         put("/admin/v1/tiers/{name}", Admin, admin::put_tier),
         delete("/admin/v1/tiers/{name}", Admin, admin::delete_tier),

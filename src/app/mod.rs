@@ -10,8 +10,10 @@ mod plan;
 mod served;
 mod slot;
 mod summary;
+mod tier_folder;
 mod watched;
 
 pub use plan::{PlanError, Share, Wish, share_memory, share_of_rest};
 pub use served::Served;
 pub use summary::{LoadedModel, ModelLine, Summary};
+pub use tier_folder::TierFolder;

@@ -20,6 +20,7 @@ use super::fleet::{Fleet, House};
 use super::load;
 use super::slot::Slot;
 use super::summary::{ModelLine, Summary};
+use super::tier_folder::TierFolder;
 use crate::api::{self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, Models};
 use crate::config::{Settings, effective_document};
 use crate::governance::ports::Records;
@@ -44,6 +45,9 @@ struct Parts {
     listeners: TaskTracker,
     /// Absent until the models of the start are loaded.
     fleet: Option<Fleet>,
+    /// What follows files; ends before the stores do.
+    followers: TaskTracker,
+    stop_following: CancellationToken,
     governor: Governor,
     records: Arc<dyn Records>,
 }
@@ -150,6 +154,8 @@ impl Parts {
         if tokio::time::timeout(CLOSE_WAIT, self.listeners.wait()).await.is_err() {
             warn!("some connections did not close in time");
         }
+        self.stop_following.cancel();
+        self.followers.wait().await;
         self.governor.shutdown().await;
         self.records.close().await;
         info!("stopped: the ledger is written");
@@ -176,6 +182,15 @@ async fn found(
         tell_key(key);
     }
     governor.note_config(&effective_document(settings)).await.context("cannot note the configuration")?;
+    let metrics = Arc::new(Metrics::new());
+    let (followers, stop_following) = (TaskTracker::new(), CancellationToken::new());
+    if let Some(folder) = &settings.tier_folder {
+        // Before the models: they may be published to tiers that only the folder declares.
+        let mut folder = TierFolder::new(folder.clone(), governor.clone(), metrics.clone());
+        folder.look().await;
+        followers.spawn(folder.follow(settings.tier_poll, stop_following.clone()));
+    }
+    followers.close();
     let models: Vec<_> = settings.models.iter().map(declared).collect();
     governor.declare_models(&models).await.context("cannot make the configured models known")?;
     let lifecycle = Arc::new(Lifecycle::default());
@@ -186,7 +201,7 @@ async fn found(
         orders,
         config: settings.api(),
         clock,
-        metrics: Arc::new(Metrics::new()),
+        metrics,
         lifecycle: Arc::clone(&lifecycle),
     });
     let parts = Parts {
@@ -195,6 +210,8 @@ async fn found(
         stop_listening: CancellationToken::new(),
         listeners: TaskTracker::new(),
         fleet: None,
+        followers,
+        stop_following,
         governor,
         records,
     };

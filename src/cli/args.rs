@@ -239,7 +239,7 @@ pub struct KeyRevokeArgs {
 pub enum TierCommand {
     /// List tiers with their groups and limits
     List(ListArgs),
-    /// Create and change tiers as a file says
+    /// Bring the tiers in line with a file, in one step
     #[command(after_help = "\
 Examples:
   millgate tier apply -f tiers.yaml --dry-run     show what would change
@@ -254,7 +254,8 @@ The file, in YAML or JSON:
       limits: [\"5 requests / 2m\", \"100 tokens / 1m\"]
 
 A Kubernetes ConfigMap `tier-to-group-mapping` is read as it is; it has no limits, so those of existing tiers
-stay as they are. Tiers that the file does not name are left alone.")]
+stay as they are. The file is applied whole or not at all. Of tiers that it does not name, those go that an
+earlier file of its kind declared; tiers made by hand are left alone.")]
     Apply(TierApplyArgs),
 }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::telemetry::redact;
+
 /// An error that knows what the reader can do about it.
 #[derive(Debug)]
 pub(super) struct Hinted {
@@ -44,7 +46,7 @@ pub(super) fn report(error: &anyhow::Error) -> String {
     if let Some(hint) = hint(error) {
         text.push_str(&format!("\n  hint: {hint}"));
     }
-    text
+    redact(&text).into_owned()
 }
 
 fn hint(error: &anyhow::Error) -> Option<String> {

@@ -8,16 +8,18 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::config::Environment;
+use crate::governance::Limit;
 use crate::governance::records::{TierOrigin, TierRecord};
 use crate::governance::tier_files::Declaration;
-use crate::governance::{Limit, tiers};
 
 use super::args::{ListArgs, TierApplyArgs, TierCommand};
-use super::client::{Client, segment};
+use super::client::Client;
 use super::fail::Hinted;
 use super::output;
 
 const PATH: &str = "/admin/v1/tiers";
+/// Users of a deleted tier told by name.
+const AFFECTED_SHOWN: usize = 20;
 
 /// Runs a tier command.
 ///
@@ -49,30 +51,27 @@ async fn list(args: &ListArgs, environment: &Environment) -> Result<()> {
 }
 
 async fn apply(args: &TierApplyArgs, environment: &Environment) -> Result<()> {
-    let declared = read_declaration(&args.file)?;
+    let (content, format) = read_file(&args.file)?;
+    // Here as well as on the server: a mistake is found without one, and the message can name the file.
+    check(&args.file, &content, format)?;
     let client = Client::new(&args.remote, environment)?;
-    let existing = client.list(PATH).await?.iter().map(read_tier).collect::<Result<Vec<_>>>()?;
-    let steps = plan(&declared, &existing)?;
+    let path = format!("{PATH}/apply?dry_run={}", args.dry_run);
+    let outcome = client.json(Method::POST, &path, Some(&json!({"content": content, "format": format}))).await?;
     if args.json {
-        output::json(&steps.iter().map(Step::json).collect::<Vec<_>>())?;
-    } else if steps.is_empty() {
-        output::line("nothing to change")?;
+        return output::json(&outcome);
     }
-    for step in &steps {
-        if !args.json {
-            output::line(&step.text())?;
-        }
-        if !args.dry_run {
-            step.take(&client).await.with_context(|| format!("cannot apply tier `{}`", step.tier.name))?;
-        }
+    let lines = lines(&outcome)?;
+    if lines.is_empty() {
+        return output::line("nothing to change");
     }
-    if args.dry_run && !steps.is_empty() {
+    lines.iter().try_for_each(|line| output::line(line))?;
+    if args.dry_run {
         output::note("nothing was changed (--dry-run)");
     }
     Ok(())
 }
 
-fn read_declaration(file: &Path) -> Result<Declaration> {
+fn read_file(file: &Path) -> Result<(String, &'static str)> {
     let mut text = String::new();
     if file == Path::new("-") {
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
@@ -80,65 +79,60 @@ fn read_declaration(file: &Path) -> Result<Declaration> {
         text = std::fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     }
     let is_toml = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"));
-    let declared = if is_toml { Declaration::from_toml(&text) } else { Declaration::from_yaml(&text) };
-    declared.map_err(|error| {
+    Ok((text, if is_toml { "toml" } else { "yaml" }))
+}
+
+fn check(file: &Path, content: &str, format: &str) -> Result<()> {
+    let declared = if format == "toml" { Declaration::from_toml(content) } else { Declaration::from_yaml(content) };
+    declared.map(drop).map_err(|error| {
         let hint = "`millgate tier apply --help` shows the format; limits are written like \"100000 tokens / 1m\"";
         anyhow::Error::new(error).context(Hinted::context(format!("`{}` declares no tiers", file.display()), hint))
     })
 }
 
-/// One change to one tier.
-struct Step {
-    tier: TierRecord,
-    /// What it was; nothing for a new tier.
-    before: Option<TierRecord>,
-}
-
-/// What has to change. Through the API nothing is deleted: tiers that a file leaves out are left alone.
-fn plan(declared: &Declaration, existing: &[TierRecord]) -> Result<Vec<Step>> {
-    let plan = declared.plan(existing, &tiers::free_limits()).context("these tiers cannot be applied")?;
-    let before = |tier: &TierRecord| existing.iter().find(|old| old.name == tier.name).cloned();
-    let steps = plan.create.into_iter().chain(plan.update).map(|tier| Step { before: before(&tier), tier });
-    Ok(steps.filter(|step| step.before.as_ref().is_none_or(|before| body(before) != body(&step.tier))).collect())
-}
-
-impl Step {
-    async fn take(&self, client: &Client) -> Result<Value> {
-        match self.before {
-            None => client.json(Method::POST, PATH, Some(&body(&self.tier))).await,
-            Some(_) => {
-                client.json(Method::PUT, &format!("{PATH}/{}", segment(&self.tier.name)), Some(&body(&self.tier))).await
-            }
+/// What the server did or would do, for people.
+fn lines(outcome: &Value) -> Result<Vec<String>> {
+    let list = |name: &str| outcome[name].as_array().cloned().unwrap_or_default();
+    let mut lines = Vec::new();
+    for tier in list("created") {
+        let tier = read_tier(&tier)?;
+        let (groups, limits) = (tier.groups.join(", "), limits(&tier.limits, ", "));
+        lines.push(format!("create {}: level {}, groups {groups}, {limits}", tier.name, tier.level));
+    }
+    for change in list("updated") {
+        lines.push(changed(&read_tier(&change["before"])?, &read_tier(&change["after"])?));
+    }
+    for tier in list("deleted") {
+        let name = tier["name"].as_str().unwrap_or_default();
+        let count = tier["affected_count"].as_u64().unwrap_or_default();
+        lines.push(format!(
+            "delete {name}: {count} {}",
+            if count == 1 { "user is affected" } else { "users are affected" }
+        ));
+        for one in tier["affected"].as_array().into_iter().flatten().take(AFFECTED_SHOWN) {
+            let user = one["user"].as_str().unwrap_or_default();
+            let next = one["falls_to"].as_str().map_or("no tier".to_owned(), |tier| format!("`{tier}`"));
+            lines.push(format!("  {user} falls to {next}"));
         }
     }
+    Ok(lines)
+}
 
-    fn json(&self) -> Value {
-        json!({"action": if self.before.is_some() { "update" } else { "create" }, "tier": body(&self.tier)})
+fn changed(before: &TierRecord, after: &TierRecord) -> String {
+    let fields = [
+        ("display name", before.display_name.clone(), after.display_name.clone()),
+        ("description", before.description.clone(), after.description.clone()),
+        ("level", before.level.to_string(), after.level.to_string()),
+        ("groups", before.groups.join(", "), after.groups.join(", ")),
+        ("limits", limits(&before.limits, ", "), limits(&after.limits, ", ")),
+        ("weight", before.weight.to_string(), after.weight.to_string()),
+    ];
+    let changed = fields.iter().filter(|(_, old, new)| old != new);
+    let changed: Vec<String> = changed.map(|(name, old, new)| format!("\n  {name}: {old} -> {new}")).collect();
+    if changed.is_empty() {
+        return format!("take over {}: from now on the file declares it", after.name);
     }
-
-    fn text(&self) -> String {
-        let tier = &self.tier;
-        let Some(before) = &self.before else {
-            return format!(
-                "create {}: level {}, groups {}, {}",
-                tier.name,
-                tier.level,
-                tier.groups.join(", "),
-                limits(&tier.limits, ", ")
-            );
-        };
-        let fields = [
-            ("display name", before.display_name.clone(), tier.display_name.clone()),
-            ("description", before.description.clone(), tier.description.clone()),
-            ("level", before.level.to_string(), tier.level.to_string()),
-            ("groups", before.groups.join(", "), tier.groups.join(", ")),
-            ("limits", limits(&before.limits, ", "), limits(&tier.limits, ", ")),
-            ("weight", before.weight.to_string(), tier.weight.to_string()),
-        ];
-        let changed = fields.iter().filter(|(_, old, new)| old != new);
-        let changed: Vec<String> = changed.map(|(name, old, new)| format!("\n  {name}: {old} -> {new}")).collect();
-        format!("change {}:{}", tier.name, changed.concat())
-    }
+    format!("change {}:{}", after.name, changed.concat())
 }
 
 fn limits(limits: &[Limit], separator: &str) -> String {
@@ -146,13 +140,6 @@ fn limits(limits: &[Limit], separator: &str) -> String {
         return "unlimited".into();
     }
     limits.iter().map(ToString::to_string).collect::<Vec<_>>().join(separator)
-}
-
-fn body(tier: &TierRecord) -> Value {
-    json!({
-        "name": tier.name, "display_name": tier.display_name, "description": tier.description, "level": tier.level,
-        "groups": tier.groups, "limits": tier.limits, "weight": tier.weight,
-    })
 }
 
 fn read_tier(value: &Value) -> Result<TierRecord> {
@@ -180,27 +167,34 @@ fn read_tier(value: &Value) -> Result<TierRecord> {
 mod tests {
     use super::*;
 
-    const FILE: &str = "tiers:\n  - {name: free, level: 0, groups: ['system:authenticated'], limits: ['5 requests / 2m']}\n  - {name: gold, level: 7, groups: [gold], limits: []}\n";
-
     #[test]
-    fn a_plan_says_what_changes_and_is_empty_once_applied() {
-        let declared = Declaration::from_yaml(FILE).unwrap();
-        let steps = plan(&declared, &tiers::defaults()).unwrap();
-        let texts: Vec<String> = steps.iter().map(Step::text).collect();
-        assert_eq!(texts[0], "create gold: level 7, groups gold, unlimited");
-        assert!(texts[1].starts_with("change free:\n  limits: 60 requests / 1m, "), "{}", texts[1]);
-        assert!(texts[1].ends_with("-> 5 requests / 2m"), "{}", texts[1]);
-        // As the server gives them back: only what the API shows.
-        let applied: Vec<TierRecord> = steps.iter().map(|step| read_tier(&body(&step.tier)).unwrap()).collect();
-        assert!(plan(&declared, &applied).unwrap().is_empty());
+    fn what_changes_is_told_field_by_field() {
+        let tier = |name: &str, amount: u64| {
+            let limit = json!({"resource": "requests", "amount": amount, "window": "2m"});
+            json!({"name": name, "display_name": "Free", "description": "", "level": 0, "groups": ["g"], "limits": [limit], "weight": 1})
+        };
+        let outcome = json!({
+            "created": [tier("gold", 9)],
+            "updated": [{"before": tier("free", 5), "after": tier("free", 6)}, {"before": tier("same", 5), "after": tier("same", 5)}],
+            "deleted": [{"name": "old", "affected_count": 2, "affected": [{"user": "ann", "falls_to": "free"}, {"user": "bob", "falls_to": null}]}],
+        });
+        assert_eq!(
+            lines(&outcome).unwrap(),
+            [
+                "create gold: level 0, groups g, 9 requests / 2m",
+                "change free:\n  limits: 5 requests / 2m -> 6 requests / 2m",
+                "take over same: from now on the file declares it",
+                "delete old: 2 users are affected",
+                "  ann falls to `free`",
+                "  bob falls to no tier",
+            ]
+        );
     }
 
     #[test]
-    fn a_config_map_leaves_limits_alone_and_gives_new_tiers_those_of_free() {
-        let map = "kind: ConfigMap\ndata:\n  tiers: |\n    - {name: free, displayName: Gratis, groups: [system:authenticated]}\n    - {name: new, level: 3, groups: [n]}\n";
-        let steps = plan(&Declaration::from_yaml(map).unwrap(), &tiers::defaults()).unwrap();
-        assert_eq!(steps[0].tier.limits, tiers::free_limits());
-        assert_eq!(steps[1].tier.limits, tiers::defaults()[0].limits);
-        assert!(steps[1].text().contains("display name: Free -> Gratis"));
+    fn a_wrong_file_is_found_without_a_server() {
+        let error = check(Path::new("t.yaml"), "tiers:\n  - {name: a, groups: []}", "yaml").unwrap_err();
+        let text = super::super::fail::report(&error);
+        assert!(text.contains("`t.yaml` declares no tiers") && text.contains("line 2: tier `a`"), "{text}");
     }
 }

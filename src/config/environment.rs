@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::telemetry::guard;
+
 /// What the process was given in environment variables.
 #[derive(Clone, Default)]
 pub struct Environment {
@@ -30,7 +32,7 @@ impl Environment {
     /// Reads the process's environment. An empty variable counts as unset.
     #[must_use]
     pub fn read() -> Self {
-        Self {
+        let environment = Self {
             config_file: variable("MILLGATE_CONFIG").map(PathBuf::from),
             admin_key: variable("MILLGATE_ADMIN_KEY"),
             log_filter: variable("MILLGATE_LOG").or_else(|| variable("RUST_LOG")),
@@ -40,7 +42,13 @@ impl Environment {
             url: variable("MILLGATE_URL"),
             api_key: variable("MILLGATE_API_KEY"),
             user_home: variable("HOME").map(PathBuf::from),
-        }
+        };
+        // From here on they cannot be printed by mistake, wherever they go.
+        [&environment.admin_key, &environment.hub_token, &environment.api_key]
+            .into_iter()
+            .flatten()
+            .for_each(|s| guard(s));
+        environment
     }
 }
 

@@ -24,6 +24,8 @@ pub struct RawConfig {
     pub cpu: RawCpu,
     /// `[keys]`: API keys.
     pub keys: RawKeys,
+    /// `[tiers]`: rules for all tiers, and a folder that declares them.
+    pub tiers: RawTierRules,
     /// `[hub]`: where `hf:` models come from.
     pub hub: RawHub,
     /// `[log]`: what is logged and how.
@@ -119,6 +121,20 @@ pub struct RawKeys {
     pub longest_life: Option<Span>,
     /// Failed credentials a source may present in a minute.
     pub failures_per_minute: Option<u32>,
+}
+
+/// `[tiers]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTierRules {
+    /// Whose service accounts' namespaces belong to tiers.
+    pub instance: Option<String>,
+    /// The watched folder.
+    pub folder: Option<PathBuf>,
+    /// How often it is looked at.
+    pub poll: Option<Span>,
+    /// Limits of a tier that a ConfigMap brings.
+    pub new_limits: Option<Vec<String>>,
 }
 
 /// `[hub]`.

@@ -46,6 +46,7 @@ const TABLES: &[(&str, &str)] = &[
     ),
     ("cpu", "Threads."),
     ("keys", "API keys."),
+    ("tiers", "Rules for all tiers, and a folder of files that declare them."),
     ("hub", "Where `hf:` models come from. The access token is read from the environment only (`HF_TOKEN`)."),
     ("log", "What is logged. Prompts, outputs, keys and addresses never are."),
     ("models", "One `[[models]]` table a model. Without any, the bundled demo model is served as `demo`."),
@@ -103,6 +104,14 @@ pub const KEYS: &[Key] = &[
     key("keys", "longest_life", "duration", "365d", "\"365d\"").about("The longest life a key may be given."),
     key("keys", "failures_per_minute", "attempts", "120", "120")
         .about("Failed credentials a source may present in a minute before it is told to wait; a valid one always passes."),
+    key("tiers", "instance", "name", "maas-default-gateway", "\"maas-default-gateway\"")
+        .about("Service accounts of the namespace `{instance}-tier-{name}` are in that tier without its groups naming them."),
+    key("tiers", "folder", "folder", "unset", "\"/etc/millgate/tiers\"")
+        .about("A folder whose files (`*.yaml`, `*.json`, `*.toml`, or a mounted ConfigMap's `tiers`) declare tiers. What they declare cannot be changed elsewhere; a wrong file leaves the last good state in effect."),
+    key("tiers", "poll", "duration", "2s", "\"2s\"")
+        .about("How often the folder's content is read. Read, not watched for events, so that mounted ConfigMaps and network folders work."),
+    key("tiers", "new_limits", "list of limits", "those of the tier `free` of a first start", "[\"60 requests / 1m\", \"40000 tokens / 1m\"]")
+        .about("The limits of a tier that a ConfigMap declares for the first time, because a ConfigMap has none; never unlimited in silence."),
     key("hub", "endpoint", "URL", "https://huggingface.co", "\"https://huggingface.co\"")
         .about("The hub or a mirror of it; `HF_ENDPOINT` is used when this is unset."),
     key("hub", "home", "folder", "HF_HOME, else ~/.cache/huggingface", "\"/var/cache/huggingface\"")

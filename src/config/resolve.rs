@@ -9,13 +9,14 @@ use millgate_models::{HubOptions, KvDtypeChoice, Source};
 
 use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
-use crate::governance::{Config as GovernanceConfig, Secret};
+use crate::governance::limits::check_limits;
+use crate::governance::{Config as GovernanceConfig, Limit, Secret, tiers};
 use crate::telemetry::{Config as LogConfig, LogFormat};
 
 use super::environment::Environment;
 use super::file::{ConfigError, line_of};
 use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers};
-use super::units::{ByteSize, MemoryBound};
+use super::units::{ByteSize, MemoryBound, Span};
 
 /// What the command line says; it wins over the file.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -71,6 +72,14 @@ pub struct Settings {
     pub key_longest_life: Duration,
     /// Failed credentials a source may present in a minute.
     pub failed_credentials_per_minute: u32,
+    /// Whose service accounts' namespaces belong to tiers.
+    pub tier_instance: String,
+    /// The folder whose files declare tiers.
+    pub tier_folder: Option<PathBuf>,
+    /// How often it is looked at.
+    pub tier_poll: Duration,
+    /// Limits of a tier that a ConfigMap brings.
+    pub new_tier_limits: Vec<Limit>,
     /// Where `hf:` models come from.
     pub hub: HubSettings,
     /// What is logged and how.
@@ -119,6 +128,8 @@ impl Settings {
             key_longest_life: self.key_longest_life,
             keys_max_per_user: self.max_keys_per_user.into(),
             failed_credentials_per_minute: self.failed_credentials_per_minute,
+            instance: self.tier_instance.as_str().into(),
+            new_tier_limits: self.new_tier_limits.clone(),
             ..GovernanceConfig::default()
         }
     }
@@ -191,7 +202,7 @@ pub fn resolve(
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
     let at = Place { text };
-    let RawConfig { server, store, engine, memory, cpu, keys, hub, log, models } = raw;
+    let RawConfig { server, store, engine, memory, cpu, keys, tiers, hub, log, models } = raw;
     let listen = overrides.listen.or(server.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     if server.ops_listen == Some(listen) && listen.port() != 0 {
         return Err(at.wrong("server", 0, "ops_listen", "it is the same address as `server.listen`"));
@@ -233,6 +244,10 @@ pub fn resolve(
         key_default_life,
         key_longest_life,
         failed_credentials_per_minute: keys.failures_per_minute.unwrap_or(usual.failed_credentials_per_minute),
+        tier_instance: at.instance(tiers.instance)?,
+        tier_folder: tiers.folder,
+        tier_poll: at.poll(tiers.poll)?,
+        new_tier_limits: at.limits(tiers.new_limits)?,
         hub: HubSettings {
             endpoint: hub.endpoint.or_else(|| environment.hub_endpoint.clone()),
             home: hub.home.or_else(|| environment.hub_home.clone()).or_else(|| default_hub_home(environment)),
@@ -326,6 +341,38 @@ impl Place<'_> {
                 Err(self.wrong("server", 0, "model_folders", problem))
             }
         }
+    }
+
+    fn instance(&self, named: Option<String>) -> Result<String, ConfigError> {
+        match named {
+            None => Ok(tiers::INSTANCE.into()),
+            Some(name) if tiers::is_resource_name(&name) => Ok(name),
+            Some(name) => {
+                let problem =
+                    format!("`{name}` is no part of a namespace; write lower-case letters, digits and hyphens");
+                Err(self.wrong("tiers", 0, "instance", problem))
+            }
+        }
+    }
+
+    fn poll(&self, span: Option<Span>) -> Result<Duration, ConfigError> {
+        let poll = span.map_or(Duration::from_secs(2), |span| span.0);
+        if poll < Duration::from_millis(100) {
+            return Err(self.wrong("tiers", 0, "poll", "at least 100ms, or reading the folder is all that happens"));
+        }
+        Ok(poll)
+    }
+
+    fn limits(&self, texts: Option<Vec<String>>) -> Result<Vec<Limit>, ConfigError> {
+        let Some(texts) = texts else { return Ok(tiers::free_limits()) };
+        let wrong = |problem: String| self.wrong("tiers", 0, "new_limits", problem);
+        let limits = texts.iter().map(|text| text.parse::<Limit>()).collect::<Result<Vec<_>, _>>();
+        let limits = limits.map_err(|error| wrong(error.to_string()))?;
+        if limits.is_empty() {
+            return Err(wrong("without any a new tier would be unlimited; name at least one".into()));
+        }
+        check_limits(&limits).map_err(|error| wrong(error.to_string()))?;
+        Ok(limits)
     }
 
     fn origins(&self, origins: Vec<String>) -> Result<Vec<String>, ConfigError> {
@@ -469,6 +516,10 @@ mod tests {
             ("[[models]]\nname = \"a\"\nsource = \"builtin:x\"\n", "`models[0].source` (line 3)"),
             ("[engine]\npark_timeout = \"0s\"\n", "`engine.park_timeout` (line 2)"),
             ("[engine]\nstep_tokens = 1\n", "`engine.step_tokens` (line 2)"),
+            ("[tiers]\ninstance = \"A_b\"\n", "`tiers.instance` (line 2)"),
+            ("[tiers]\npoll = \"1ms\"\n", "`tiers.poll` (line 2)"),
+            ("[tiers]\nnew_limits = []\n", "`tiers.new_limits` (line 2)"),
+            ("[tiers]\nnew_limits = [\"5 bananas / 1m\"]\n", "`tiers.new_limits` (line 2)"),
             ("[server]\ncors_origins = [\"example.com\"]\n", "`server.cors_origins` (line 2)"),
             ("[server]\ntrusted_proxies = [\"10.0.0.0/99\"]\n", "`server.trusted_proxies` (line 2)"),
         ];

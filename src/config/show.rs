@@ -8,7 +8,7 @@ use crate::telemetry::LogFormat;
 
 use super::raw::{
     All, RawConfig, RawCpu, RawEngine, RawHub, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory, RawModel,
-    RawServer, RawStore, RawTiers,
+    RawServer, RawStore, RawTierRules, RawTiers,
 };
 use super::resolve::{ModelSettings, Settings};
 use super::units::Span;
@@ -65,6 +65,12 @@ fn effective(settings: &Settings) -> RawConfig {
             default_life: Some(Span(settings.key_default_life)),
             longest_life: Some(Span(settings.key_longest_life)),
             failures_per_minute: Some(settings.failed_credentials_per_minute),
+        },
+        tiers: RawTierRules {
+            instance: Some(settings.tier_instance.clone()),
+            folder: settings.tier_folder.clone(),
+            poll: Some(Span(settings.tier_poll)),
+            new_limits: Some(settings.new_tier_limits.iter().map(ToString::to_string).collect()),
         },
         hub: RawHub { endpoint: settings.hub.endpoint.clone(), home: settings.hub.home.clone() },
         log: RawLog {

@@ -58,7 +58,10 @@ async fn decide(
     let mut changes = Vec::new();
     let mut first = FirstStart { is_first, ..FirstStart::default() };
     if is_first {
-        changes.extend(tiers::defaults().into_iter().map(Change::PutTier));
+        for tier in tiers::defaults() {
+            changes.extend(tier.groups.iter().cloned().map(Change::PutGroup));
+            changes.push(Change::PutTier(tier));
+        }
     }
     let known = records.user_by_subject(LOCAL_ISSUER, ADMIN).await?;
     let (user, is_new) = match known {

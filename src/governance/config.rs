@@ -1,6 +1,7 @@
 //! What an operator can set about identity and limits.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::limits::Limit;
@@ -53,6 +54,8 @@ pub struct Config {
     pub block_tokens: u64,
     /// New tokens after which a request's progress is journalled. Default: 32; with the one in flight at most 64 behind.
     pub journal_every_tokens: u64,
+    /// Whose service accounts' namespaces, `{instance}-tier-{name}`, belong to the tiers. Default: `maas-default-gateway`.
+    pub instance: Arc<str>,
     /// Limits of a tier that a ConfigMap brings for the first time. Default: those of the tier `free`.
     pub new_tier_limits: Vec<Limit>,
 }
@@ -71,6 +74,7 @@ impl Default for Config {
             last_used_every: Duration::from_secs(60),
             block_tokens: 256,
             journal_every_tokens: 32,
+            instance: tiers::INSTANCE.into(),
             new_tier_limits: tiers::free_limits(),
         }
     }

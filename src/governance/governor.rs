@@ -20,6 +20,7 @@ use super::policy::Principal;
 use super::ports::{Counters, Need, Records, Reserved};
 use super::rebuild;
 use super::settler::{self, Settler, Unsettled};
+use super::tier_files::Watched;
 
 /// Decides about every request; cheap to clone.
 #[derive(Clone)]
@@ -33,6 +34,7 @@ pub(super) struct Core {
     pub(super) config: Config,
     pub(super) identities: Identities,
     pub(super) settler: Settler,
+    pub(super) watched: Watched,
     edge: FailureGuard,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -58,7 +60,7 @@ impl Governor {
         rebuild::restore(records.as_ref(), counters.as_ref(), &tables, clock.as_ref()).await?;
         let mut salt_secret = [0; 32];
         getrandom::fill(&mut salt_secret).map_err(|error| StartError::Random(error.to_string()))?;
-        let identities = Identities::new(tables, clock.steady_us(), salt_secret);
+        let identities = Identities::new(tables, clock.steady_us(), salt_secret, config.instance.clone());
         let (core, queue) = Core::assemble(records, counters, clock, config, identities);
         core.tasks.spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone()));
         core.tasks.spawn(watch(core.clone()));
@@ -169,6 +171,7 @@ impl Core {
             clock,
             config,
             settler,
+            watched: Watched::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             stop_settler: CancellationToken::new(),

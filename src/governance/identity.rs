@@ -35,11 +35,12 @@ pub(super) struct Identities {
     cache: RwLock<HashMap<KeyId, Arc<Identity>>>,
     used: Mutex<HashMap<KeyId, i64>>,
     salt_secret: [u8; 32],
+    instance: Arc<str>,
 }
 
 impl Identities {
     /// Nothing cached, the policy as it is now.
-    pub(super) fn new(tables: PolicyTables, now_us: i64, salt_secret: [u8; 32]) -> Self {
+    pub(super) fn new(tables: PolicyTables, now_us: i64, salt_secret: [u8; 32], instance: Arc<str>) -> Self {
         Self {
             version: AtomicU64::new(tables.version),
             confirmed_at_us: AtomicI64::new(now_us),
@@ -47,6 +48,7 @@ impl Identities {
             cache: RwLock::default(),
             used: Mutex::default(),
             salt_secret,
+            instance,
         }
     }
 
@@ -137,7 +139,7 @@ impl Identities {
         Principal {
             user: user.id,
             name: user.name.as_str().into(),
-            policy: Arc::new(Policy::new(tables, user.id, &groups, key)),
+            policy: Arc::new(Policy::new(tables, user.id, &groups, key, &self.instance)),
             is_admin: groups.iter().any(|group| group == ADMINS),
             groups: groups.into(),
             key: key.map(|key| key.id.clone()),

@@ -3,6 +3,7 @@
 //! `100000 tokens / 1m`, `4 concurrent`, `2000000 tokens / day Europe/Paris`, optionally followed by `per key` or `per tier`,
 //! `on MODEL`, and `soft` or `shadow`.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -267,8 +268,14 @@ impl Limit {
 /// # Errors
 /// [`LimitError::Twice`] when two limits could not be told apart.
 pub fn check_limits(limits: &[Limit]) -> Result<(), LimitError> {
-    for (i, limit) in limits.iter().enumerate() {
-        if limits[..i].iter().any(|other| other.mode == limit.mode && other.same_counter(limit)) {
+    let mut seen = HashSet::new();
+    for limit in limits {
+        // Lengths, not texts: `60s` and `1m` are one window.
+        let window = match &limit.window {
+            Window::Sliding(rate) => (Some(rate.length_us()), None),
+            other => (None, Some(other)),
+        };
+        if !seen.insert((limit.mode, limit.resource, limit.scope, &limit.model, window)) {
             return Err(LimitError::Twice(limit.to_string()));
         }
     }

@@ -30,8 +30,8 @@ pub mod tiers;
 pub mod window;
 
 pub use accounts::{
-    Affected, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me, ModelPatch,
-    NewKey, NewModel, NewTier, NewUser, TierPatch, UserPatch,
+    Affected, AppliedTiers, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me,
+    ModelPatch, NewKey, NewModel, NewTier, NewUser, TierPatch, UserPatch,
 };
 pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};

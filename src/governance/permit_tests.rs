@@ -138,7 +138,7 @@ impl Scene {
             created_at_us: 0,
             groups: Vec::new(),
         };
-        let identities = Identities::new(tables(), NOON_US, [0; 32]);
+        let identities = Identities::new(tables(), NOON_US, [0; 32], "house".into());
         let who = identities.principal(&tables(), &user, None);
         let (core, queue) = Core::assemble(disk.clone(), counters.clone(), clock, Config::default(), identities);
         let tasks = vec![
@@ -297,7 +297,11 @@ impl Records for Disk {
         unused()
     }
 
-    async fn groups(&self) -> Result<Vec<String>, StoreError> {
+    async fn groups(&self, _: Option<&str>, _: u32) -> Result<Vec<String>, StoreError> {
+        unused()
+    }
+
+    async fn is_group_known(&self, _: &str) -> Result<bool, StoreError> {
         unused()
     }
 

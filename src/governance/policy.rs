@@ -74,8 +74,14 @@ pub struct Policy {
 
 impl Policy {
     /// Works out what a user in `groups` may do with `key`.
-    pub(super) fn new(tables: &PolicyTables, user: UserId, groups: &[String], key: Option<&KeyRecord>) -> Self {
-        let tier = tiers::resolve(&tables.tiers, groups).cloned().map(Arc::new);
+    pub(super) fn new(
+        tables: &PolicyTables,
+        user: UserId,
+        groups: &[String],
+        key: Option<&KeyRecord>,
+        instance: &str,
+    ) -> Self {
+        let tier = tiers::resolve(&tables.tiers, groups, instance).cloned().map(Arc::new);
         let mut limits = Vec::new();
         if let Some(tier) = &tier {
             limits.extend(tier.limits.iter().map(|limit| Arc::new(Named::new(&tier.name, limit))));

@@ -258,8 +258,11 @@ pub trait Records: Send + Sync + 'static {
     /// All users, by name, after a name, at most `limit`.
     async fn users(&self, after: Option<&str>, limit: u32) -> Result<Vec<UserRecord>, StoreError>;
 
-    /// All groups that users, tiers or administrators have named, sorted.
-    async fn groups(&self) -> Result<Vec<String>, StoreError>;
+    /// Groups that users, tiers or administrators have named, sorted, after a name, at most `limit`.
+    async fn groups(&self, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError>;
+
+    /// True when somebody has named that group.
+    async fn is_group_known(&self, name: &str) -> Result<bool, StoreError>;
 
     /// Applies all changes in one transaction, each with its row in the audit log, and returns the new version.
     ///

@@ -1,5 +1,7 @@
 //! The rules of tiers: names, levels, which one a user gets, and the three there are at first.
 
+use std::collections::HashSet;
+
 use super::limits::{Limit, check_limits};
 use super::policy::{ADMINS, AUTHENTICATED};
 use super::records::{TierOrigin, TierRecord};
@@ -7,7 +9,13 @@ use super::records::{TierOrigin, TierRecord};
 /// The highest level.
 pub const LEVEL_MAX: u32 = i32::MAX as u32;
 /// The longest resource name.
-pub const NAME_MAX: usize = 63;
+pub const NAME_MAX: usize = 253;
+/// The longest display name, in characters.
+pub const DISPLAY_NAME_MAX: usize = 253;
+/// The longest description, in characters.
+pub const DESCRIPTION_MAX: usize = 2000;
+/// The instance whose service accounts' namespaces belong to tiers, as the documents we follow call it.
+pub const INSTANCE: &str = "maas-default-gateway";
 /// The largest scheduling weight.
 pub const WEIGHT_MAX: u32 = 1000;
 
@@ -28,10 +36,23 @@ impl TierError {
 }
 
 /// The tier of a user in `groups`: the highest level wins, the first declared among equals.
-pub fn resolve<'a, S: AsRef<str>>(tiers: &'a [TierRecord], groups: &[S]) -> Option<&'a TierRecord> {
-    tiers.iter().filter(|tier| tier.groups.iter().any(|group| groups.iter().any(|mine| mine.as_ref() == group))).min_by(
-        |a, b| b.level.cmp(&a.level).then_with(|| a.position.cmp(&b.position)).then_with(|| a.name.cmp(&b.name)),
-    )
+///
+/// Each tier also holds the service accounts of its own namespace, `system:serviceaccounts:{instance}-tier-{name}`, without
+/// naming that group.
+pub fn resolve<'a, S: AsRef<str>>(tiers: &'a [TierRecord], groups: &[S], instance: &str) -> Option<&'a TierRecord> {
+    let mine: HashSet<&str> = groups.iter().map(AsRef::as_ref).collect();
+    let implied: HashSet<&str> = mine.iter().filter_map(|group| tier_of_namespace(group, instance)).collect();
+    let holds = |tier: &&TierRecord| {
+        implied.contains(tier.name.as_str()) || tier.groups.iter().any(|group| mine.contains(group.as_str()))
+    };
+    tiers.iter().filter(holds).min_by(|a, b| {
+        b.level.cmp(&a.level).then_with(|| a.position.cmp(&b.position)).then_with(|| a.name.cmp(&b.name))
+    })
+}
+
+/// The tier in whose namespace the service accounts of a group live.
+fn tier_of_namespace<'a>(group: &'a str, instance: &str) -> Option<&'a str> {
+    group.strip_prefix("system:serviceaccounts:")?.strip_prefix(instance)?.strip_prefix("-tier-")
 }
 
 /// How many different levels lie below `level`, at most 255: the engine's priority.
@@ -42,7 +63,7 @@ pub fn rank(tiers: &[TierRecord], level: u32) -> u8 {
     u8::try_from(below.len()).unwrap_or(u8::MAX)
 }
 
-/// True for `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`, at most 63 characters.
+/// True for `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`, at most 253 characters.
 pub fn is_resource_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     !name.is_empty()
@@ -82,7 +103,7 @@ pub fn check(tier: &TierRecord) -> Result<(), TierError> {
         return Err(TierError::new(
             "name",
             format!(
-                "`{}` must be 1 to 63 lowercase letters, digits and hyphens, beginning and ending with a letter or digit",
+                "`{}` must be 1 to 253 lowercase letters, digits and hyphens, beginning and ending with a letter or digit",
                 tier.name
             ),
         ));
@@ -90,6 +111,14 @@ pub fn check(tier: &TierRecord) -> Result<(), TierError> {
     if tier.display_name.trim().is_empty() {
         return Err(TierError::new("display_name", format!("the display name of `{}` must not be empty", tier.name)));
     }
+    if RESERVED.contains(&tier.name.as_str()) {
+        return Err(TierError::new(
+            "name",
+            format!("`{}` is a word of the API's addresses: choose another", tier.name),
+        ));
+    }
+    check_words("display_name", &tier.display_name, DISPLAY_NAME_MAX)?;
+    check_words("description", &tier.description, DESCRIPTION_MAX)?;
     if tier.level > LEVEL_MAX {
         return Err(TierError::new("level", format!("level {} must be 0 to {LEVEL_MAX}", tier.level)));
     }
@@ -103,6 +132,19 @@ pub fn check(tier: &TierRecord) -> Result<(), TierError> {
         return Err(TierError::new("weight", format!("weight {} must be 1 to {WEIGHT_MAX}", tier.weight)));
     }
     check_limits(&tier.limits).map_err(|error| TierError::new("limits", error.to_string()))
+}
+
+/// Names that addresses below `/admin/v1/tiers/` use for something else.
+const RESERVED: [&str; 2] = ["apply", "simulate"];
+
+fn check_words(param: &'static str, text: &str, max: usize) -> Result<(), TierError> {
+    if text.chars().count() > max {
+        return Err(TierError::new(param, format!("`{param}` must have at most {max} characters")));
+    }
+    if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
+        return Err(TierError::new(param, format!("`{param}` must not contain control characters")));
+    }
+    Ok(())
 }
 
 /// True for names that groups may have: printable, no spaces at the ends, at most 253 characters.
@@ -162,7 +204,7 @@ mod tests {
     #[test]
     fn the_highest_level_among_the_groups_wins_and_it_is_the_only_tier() {
         let tiers = defaults();
-        let tier = |groups: &[&str]| resolve(&tiers, groups).map(|tier| tier.name.clone());
+        let tier = |groups: &[&str]| resolve(&tiers, groups, INSTANCE).map(|tier| tier.name.clone());
         assert_eq!(tier(&[AUTHENTICATED]).as_deref(), Some("free"));
         assert_eq!(tier(&["enterprise-users", "premium-users", AUTHENTICATED]).as_deref(), Some("enterprise"));
         assert_eq!(tier(&[ADMINS]).as_deref(), Some("enterprise"));
@@ -170,10 +212,22 @@ mod tests {
     }
 
     #[test]
+    fn a_tier_holds_the_service_accounts_of_its_namespace() {
+        let tiers = defaults();
+        let tier = |group: &str, instance: &str| resolve(&tiers, &[group], instance).map(|tier| tier.name.clone());
+        let premium = "system:serviceaccounts:maas-default-gateway-tier-premium";
+        assert_eq!(tier(premium, INSTANCE).as_deref(), Some("premium"));
+        assert_eq!(tier(premium, "another"), None);
+        assert_eq!(tier("system:serviceaccounts:another-tier-free", "another").as_deref(), Some("free"));
+        assert_eq!(tier("system:serviceaccounts:maas-default-gateway-tier-gold", INSTANCE), None);
+        assert_eq!(tier("maas-default-gateway-tier-premium", INSTANCE), None, "the namespace is not the group");
+    }
+
+    #[test]
     fn declared_tiers_may_tie_and_the_first_in_the_file_wins() {
         let mut tiers = defaults();
         tiers[1].level = 2;
-        let tier = resolve(&tiers, &["premium-users", "enterprise-users"]).expect("tier");
+        let tier = resolve(&tiers, &["premium-users", "enterprise-users"], INSTANCE).expect("tier");
         assert_eq!(tier.name, "premium");
     }
 
@@ -207,6 +261,9 @@ mod tests {
         assert_eq!(broken(|tier| tier.weight = 0), "weight");
         assert_eq!(broken(|tier| tier.level = LEVEL_MAX + 1), "level");
         assert_eq!(broken(|tier| tier.name = "Free".into()), "name");
+        assert_eq!(broken(|tier| tier.name = "apply".into()), "name");
+        assert_eq!(broken(|tier| tier.description = "x".repeat(DESCRIPTION_MAX + 1)), "description");
+        assert_eq!(broken(|tier| tier.display_name = "a\u{7}".into()), "display_name");
         assert_eq!(broken(|tier| tier.limits.push(tier.limits[0].clone())), "limits");
     }
 

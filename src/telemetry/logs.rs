@@ -1,10 +1,13 @@
 //! Log output: one line an event, as text for people or JSON for machines, on standard error.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
+
+use super::redact::Redacting;
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,14 +77,32 @@ pub fn init_logs(config: &Config) -> Result<(), LogsError> {
         .map_err(|source| LogsError::Filter { filter: config.filter.clone(), source })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(Redacting(std::io::stderr))
         .with_target(false)
         .with_span_events(FmtSpan::NONE);
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).compact().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     }
-    .map_err(LogsError::Installed)
+    .map_err(LogsError::Installed)?;
+    log_panics();
+    Ok(())
+}
+
+/// A panic is a log line like any other: masked, in the format asked for.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        // Empty unless RUST_BACKTRACE asks for it.
+        let trace = Backtrace::capture();
+        match trace.status() {
+            BacktraceStatus::Captured => tracing::error!(place, thread, "panicked: {message}\n{trace}"),
+            _ => tracing::error!(place, thread, "panicked: {message}"),
+        }
+    }));
 }
 
 #[cfg(test)]

@@ -127,6 +127,7 @@ pub struct Metrics {
     ledger_commit: Histogram,
     ledger_failures: Counter,
     open_generations: Gauge,
+    tier_files_failing: Gauge,
 }
 
 impl fmt::Debug for Metrics {
@@ -177,6 +178,7 @@ impl Metrics {
             ledger_commit: Histogram::new(DECISION_BOUNDS),
             ledger_failures: Counter::default(),
             open_generations: Gauge::default(),
+            tier_files_failing: Gauge::default(),
         };
         metrics.register_vllm_names();
         metrics.register_own_names();
@@ -216,6 +218,8 @@ impl Metrics {
         r.register("millgate_ledger_commit_seconds", "Wait for a ledger row's commit", self.ledger_commit.clone());
         r.register("millgate_ledger_failures", "Ledger rows that could not be written", self.ledger_failures.clone());
         r.register("millgate_open_generations", "Requests being answered", self.open_generations.clone());
+        let failing = self.tier_files_failing.clone();
+        r.register("millgate_tier_files_failing", "1 while the watched tier files cannot be applied", failing);
     }
 
     /// The registry as OpenMetrics text.
@@ -227,6 +231,11 @@ impl Metrics {
             tracing::error!("cannot encode the metrics page");
         }
         out
+    }
+
+    /// Whether the watched tier files can be applied.
+    pub fn tier_files(&self, is_failing: bool) {
+        self.tier_files_failing.set(i64::from(is_failing));
     }
 
     /// Takes over what an engine says of itself; call it before [`Metrics::render`].

@@ -5,4 +5,5 @@ mod fairness;
 mod holds;
 mod limits;
 mod smoke;
+mod tiers;
 mod truth;

@@ -1,17 +1,23 @@
-//! Prompts, answers and keys stay out of everything the server prints, at the loudest log level.
+//! Prompts, answers and credentials stay out of everything: output at the loudest log level, errors, metrics, and every file.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::server::{ADMIN_KEY, ServerProcess, chat_body};
 
 const PROMPT: &str = "xyzzy-plugh: tell me about limits";
+/// Credentials of strangers: never valid, and no less secret.
+const STRANGERS: [&str; 3] = [
+    "sk-mg_0123456789ab_thesecretpartofastrangerskeythatnobodymade",
+    "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJzdHJhbmdlciJ9.c2lnbmF0dXJlLW9mLWEtc3RyYW5nZXI",
+    "whsec_c2VjcmV0LW9mLWEtc3RyYW5nZXI",
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_is_said_and_no_key_is_ever_logged() {
     let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("loud.toml");
-    std::fs::write(&config, "[log]\nlevel = \"trace\"\n").unwrap();
-    let mut server = ServerProcess::start(folder.path(), &["--config", config.to_str().unwrap()]).await;
+    let mut server = loud_server(folder.path()).await;
 
     let made: Value = server.post("/v1/api-keys", &json!({"name": "n"})).send().await.unwrap().json().await.unwrap();
     let key = made["key"].as_str().unwrap();
@@ -40,4 +46,120 @@ async fn nothing_that_is_said_and_no_key_is_ever_logged() {
         assert!(!printed.contains(hidden), "`{hidden}` was printed");
     }
     assert!(text.len() < 8 || !printed.contains(&text), "the answer was printed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_credential_made_or_presented_is_in_the_output_the_errors_the_metrics_or_any_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = loud_server(folder.path()).await;
+    let mut secrets = vec![ADMIN_KEY.to_owned()];
+    let mut told = String::new();
+
+    make_credentials(&server, &mut secrets).await;
+    secrets.extend(STRANGERS.map(str::to_owned));
+    for secret in &secrets {
+        told += &misuse(&server, secret).await;
+    }
+    told += &server.get("/metrics").send().await.unwrap().text().await.unwrap();
+    told += &server.get("/admin/v1/audit?limit=1000").send().await.unwrap().text().await.unwrap();
+    told += &server.get("/admin/v1/api-keys").send().await.unwrap().text().await.unwrap();
+    // While it runs, what is not yet in the database stands in its journal.
+    refuse_in_files(folder.path(), &secrets);
+    server.signal("-TERM");
+    assert!(server.ended().await.success());
+    refuse_in_files(folder.path(), &secrets);
+
+    let printed = server.rest_of_output().await;
+    assert!(printed.contains("TRACE") && printed.contains("answered 401"), "it was loud: {printed}");
+    for secret in &secrets {
+        let hidden = essence(secret);
+        assert!(!printed.contains(hidden), "`{hidden}` was printed");
+        assert!(!told.contains(hidden), "`{hidden}` was told: {told}");
+    }
+}
+
+async fn loud_server(folder: &Path) -> ServerProcess {
+    let config = folder.join("loud.toml");
+    std::fs::write(&config, "[log]\nlevel = \"trace\"\n").unwrap();
+    ServerProcess::start(folder, &["--config", config.to_str().unwrap()]).await
+}
+
+/// One of every kind that this server makes.
+async fn make_credentials(server: &ServerProcess, secrets: &mut Vec<String>) {
+    let first = made(server, "/v1/api-keys", json!({"name": "first", "labels": {"team": "a"}}), "key").await;
+    secrets.push(first["key"].as_str().unwrap().to_owned());
+    server.post("/admin/v1/users", &json!({"name": "ann"})).send().await.unwrap();
+    let hers = made(server, "/admin/v1/api-keys", json!({"user": "ann", "name": "hers"}), "key").await;
+    secrets.push(hers["key"].as_str().unwrap().to_owned());
+    let path = format!("/v1/api-keys/{}/rotate", first["id"].as_str().unwrap());
+    if let Some(rotated) = made_if_supported(server, &path, json!({}), "key").await {
+        secrets.push(rotated["key"].as_str().unwrap().to_owned());
+    }
+    if let Some(token) = made_if_supported(server, "/v1/tokens", json!({}), "token").await {
+        secrets.push(token["token"].as_str().unwrap().to_owned());
+    }
+}
+
+async fn made(server: &ServerProcess, path: &str, body: Value, field: &str) -> Value {
+    made_if_supported(server, path, body, field).await.unwrap_or_else(|| panic!("{path} is supported"))
+}
+
+async fn made_if_supported(server: &ServerProcess, path: &str, body: Value, field: &str) -> Option<Value> {
+    let reply = server.post(path, &body).send().await.unwrap();
+    let status = reply.status();
+    let body: Value = reply.json().await.unwrap();
+    if status == 400 && body["error"]["message"].as_str().unwrap().contains("not supported yet") {
+        return None;
+    }
+    assert!(status.is_success() && body[field].is_string(), "{path}: {body}");
+    Some(body)
+}
+
+/// Presents a credential in the right place and in every wrong one; what came back.
+async fn misuse(server: &ServerProcess, secret: &str) -> String {
+    let chat = |model: &str| json!({"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1});
+    let requests = [
+        server.get_without_key("/v1/me").header("x-api-key", secret),
+        server.get_without_key("/v1/models").bearer_auth(secret),
+        server.get(&format!("/v1/models/{secret}")),
+        server.get(&format!("/v1/api-keys?cursor={secret}")),
+        server.get(&format!("/nowhere/{secret}?{secret}={secret}")),
+        server.get("/v1/me").header("x-request-id", secret),
+        server.post("/v1/chat/completions", &chat(secret)),
+        server.post("/v1/chat/completions", &chat("demo")).header("x-request-id", secret),
+        server.post("/v1/api-keys", &json!({"name": "n", (secret): 1})),
+        server.post("/v1/api-keys", &json!({"name": "n", "expires_in": secret})),
+        server.post("/v1/api-keys", &json!({"name": "n", "limits": [secret]})),
+        server.post("/v1/tiers/lookup", &json!({"groups": [secret]})),
+        server.post("/admin/v1/tiers", &json!({"name": format!("{secret}!"), "level": 99, "groups": ["g"]})),
+        server.post("/admin/v1/tiers/apply", &json!({"content": secret})),
+    ];
+    let mut told = String::new();
+    for request in requests {
+        let reply = request.send().await.unwrap();
+        if !reply.status().is_success() {
+            told += &reply.text().await.unwrap();
+        }
+    }
+    told
+}
+
+/// The part that opens something: the id before it may be shown.
+fn essence(secret: &str) -> &str {
+    if secret.starts_with("sk-mg_") { secret.rsplit('_').next().unwrap() } else { secret }
+}
+
+fn refuse_in_files(folder: &Path, secrets: &[String]) {
+    let mut files = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let Ok(bytes) = std::fs::read(&path) else { continue };
+        files += 1;
+        for secret in secrets {
+            let hidden = essence(secret).as_bytes();
+            let is_there = bytes.windows(hidden.len()).any(|window| window == hidden);
+            assert!(!is_there, "`{secret}` is in `{}`", path.display());
+        }
+    }
+    assert!(files >= 2, "the data directory holds files");
 }

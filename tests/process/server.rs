@@ -106,6 +106,11 @@ impl ServerProcess {
         self.child.id()
     }
 
+    /// A request without a credential.
+    pub(super) fn get_without_key(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.get(format!("{}{path}", self.url))
+    }
+
     /// A chat answer that must succeed.
     pub(super) async fn chat(&self, body: &Value) -> Answer {
         let reply = self.post("/v1/chat/completions", body).send().await.expect("the server answers");

@@ -104,7 +104,7 @@ pub(crate) async fn create_tier(
     responses(
         (status = 200, description = "The tier as it is now", body = schema::Tier),
         (status = 404, description = "No such tier"),
-        (status = 409, description = "The level is taken"),
+        (status = 409, description = "The level is taken, or a watched file declares the field"),
     ),
 )]
 pub(crate) async fn put_tier(
@@ -135,6 +135,7 @@ pub(crate) async fn put_tier(
     responses(
         (status = 200, description = "The tier, and who is affected", body = schema::DeletedTier),
         (status = 404, description = "No such tier"),
+        (status = 409, description = "A watched file declares it"),
     ),
 )]
 pub(crate) async fn delete_tier(
@@ -165,7 +166,7 @@ fn take_patch(body: &mut Fields) -> Result<TierPatch, ApiError> {
     })
 }
 
-fn tier_view(tier: &TierRecord) -> Value {
+pub(super) fn tier_view(tier: &TierRecord) -> Value {
     json!({
         "object": "tier",
         "name": tier.name,
@@ -179,11 +180,12 @@ fn tier_view(tier: &TierRecord) -> Value {
     })
 }
 
-fn deleted_view(deleted: &DeletedTier, is_deleted: bool) -> Value {
+pub(super) fn deleted_view(deleted: &DeletedTier, is_deleted: bool) -> Value {
     let affected = deleted.affected.iter().map(|one| json!({"user": one.user, "falls_to": one.falls_to}));
     let mut view = tier_view(&deleted.tier);
     view["deleted"] = is_deleted.into();
     view["affected"] = affected.collect();
+    view["affected_count"] = deleted.affected_count.into();
     view["models"] = json!(deleted.models);
     view
 }

@@ -144,6 +144,7 @@ pub(crate) async fn delete_user(
     path = "/admin/v1/groups",
     tag = "Administration",
     summary = "Groups to pick from",
+    params(PageQuery),
     responses(
         (status = 200, description = "The groups", body = Listed<Group>),
     ),
@@ -151,13 +152,17 @@ pub(crate) async fn delete_user(
 pub(crate) async fn list_groups(
     State(api): State<Api>,
     Extension(principal): Extension<Principal>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
-    let groups = api.governor.groups(&principal).await?;
+    let page = Page::parse(query.as_deref())?;
+    let limit = page.limit.unwrap_or(PAGE);
+    let groups = api.governor.groups(&principal, page.cursor.as_deref(), Some(limit)).await?;
+    let next = groups.last().filter(|_| groups.len() == limit as usize).cloned();
     let data = groups.iter().map(|name| json!({"object": "group", "name": name})).collect();
-    Ok(json_response(StatusCode::OK, &list(data, None)))
+    Ok(json_response(StatusCode::OK, &list(data, next)))
 }
 
-/// `POST /admin/v1/groups` `{name}`.
+/// `POST /admin/v1/groups` `{name}`: 201 for a new one, 200 for one that is known already.
 #[utoipa::path(
     post,
     path = "/admin/v1/groups",
@@ -166,7 +171,7 @@ pub(crate) async fn list_groups(
     request_body = NewGroup,
     responses(
         (status = 201, description = "The group", body = Group),
-        (status = 409, description = "It is known already"),
+        (status = 200, description = "The group, which was known already", body = Group),
     ),
 )]
 pub(crate) async fn create_group(
@@ -177,8 +182,9 @@ pub(crate) async fn create_group(
     let mut body = read_fields(&api, request).await?;
     let name = body.required_string("name")?;
     body.refuse_unknown()?;
-    api.governor.create_group(&principal, &name).await?;
-    Ok(json_response(StatusCode::CREATED, &json!({"object": "group", "name": name})))
+    let is_new = api.governor.create_group(&principal, &name).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok(json_response(status, &json!({"object": "group", "name": name})))
 }
 
 fn user_view(user: &UserRecord) -> Value {

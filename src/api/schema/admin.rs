@@ -73,9 +73,53 @@ pub(crate) struct DeletedTier {
     tier: Tier,
     /// False in a dry run.
     deleted: bool,
+    /// The first thousand.
     affected: Vec<Affected>,
+    affected_count: u64,
     /// Models that were published to it.
     models: Vec<String>,
+}
+
+/// A file of tiers, as it is.
+#[derive(ToSchema)]
+pub(crate) struct TierFile {
+    /// Tiers in Millgate's own format, or the ConfigMap `tier-to-group-mapping`.
+    #[schema(example = "tiers:\n  - {name: gold, level: 3, groups: [gold-users], limits: [5 requests / 2m]}\n")]
+    content: String,
+    #[schema(inline)]
+    format: Option<TierFileFormat>,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TierFileFormat {
+    Yaml,
+    Json,
+    Toml,
+}
+
+/// What applying a file of tiers did, or would do.
+#[derive(ToSchema)]
+pub(crate) struct TierPlan {
+    #[schema(inline)]
+    object: TierPlanWord,
+    dry_run: bool,
+    created: Vec<Tier>,
+    updated: Vec<UpdatedTier>,
+    deleted: Vec<DeletedTier>,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+enum TierPlanWord {
+    #[serde(rename = "tier.plan")]
+    TierPlan,
+}
+
+/// A tier that a file changes.
+#[derive(ToSchema)]
+pub(crate) struct UpdatedTier {
+    before: Tier,
+    after: Tier,
 }
 
 /// Somebody whose tier changes.

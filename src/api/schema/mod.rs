@@ -9,7 +9,8 @@ mod shared;
 
 pub(crate) use account::{IssuedKey, Key, LookedUpTier, Me, NewKey, TierLookup};
 pub(crate) use admin::{
-    DeletedTier, DeletedUser, Group, NewGroup, NewKeyFor, NewTier, NewUser, Tier, TierChange, User, UserChange,
+    DeletedTier, DeletedUser, Group, NewGroup, NewKeyFor, NewTier, NewUser, Tier, TierChange, TierFile, TierPlan, User,
+    UserChange,
 };
 pub(crate) use audit::{AuditRow, AuditVerdict};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};

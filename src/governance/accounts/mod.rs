@@ -8,6 +8,7 @@ mod commit;
 mod keys;
 mod me;
 mod models;
+mod tier_apply;
 mod tiers;
 mod users;
 
@@ -15,5 +16,6 @@ pub use audit::{AuditPage, AuditVerdict};
 pub use keys::{Issued, Key, KeyPage, KeyStatus, NewKey};
 pub use me::Me;
 pub use models::{DeclaredModel, ModelPatch, NewModel};
+pub use tier_apply::AppliedTiers;
 pub use tiers::{Affected, DeletedTier, NewTier, TierPatch};
 pub use users::{NewUser, UserPatch};

@@ -1,4 +1,4 @@
-//! Tiers for administrators, the look-up for everybody, and applying declared ones.
+//! Tiers for administrators, and the look-up for everybody.
 
 use super::commit::{ATTEMPTS, busy, require_admin};
 use crate::governance::error::ServiceError;
@@ -8,7 +8,6 @@ use crate::governance::limits::Limit;
 use crate::governance::policy::Principal;
 use crate::governance::ports::{Change, PolicyTables};
 use crate::governance::records::{ModelRecord, Published, TierOrigin, TierRecord};
-use crate::governance::tier_files::{Declaration, TierPlan};
 use crate::governance::tiers::{self, TierError};
 
 /// A tier to make.
@@ -61,11 +60,16 @@ pub struct Affected {
 pub struct DeletedTier {
     /// As it was.
     pub tier: TierRecord,
-    /// Who had it.
+    /// Who had it; the first thousand.
     pub affected: Vec<Affected>,
+    /// How many had it.
+    pub affected_count: u64,
     /// Models that were published to it by name.
     pub models: Vec<String>,
 }
+
+/// Users told by name when a tier goes; the others are counted.
+const AFFECTED_MAX: usize = 1000;
 
 impl From<TierError> for ServiceError {
     fn from(error: TierError) -> Self {
@@ -142,6 +146,7 @@ impl Governor {
                 ..old
             };
             tiers::check(&tier)?;
+            self.refuse_declared(find(&tables, name)?, &tier)?;
             if patch.level.is_some_and(|level| level != old.level) {
                 check_level(&tables, &tier)?;
             }
@@ -159,7 +164,7 @@ impl Governor {
     pub async fn preview_tier_deletion(&self, actor: &Principal, name: &str) -> Result<DeletedTier, ServiceError> {
         require_admin(actor)?;
         let tables = self.tables().await?;
-        self.deletion(&tables, name).await
+        self.deletion_of(&tables, name).await
     }
 
     /// Deletes a tier and tells who is affected; the last one may go, too.
@@ -170,8 +175,8 @@ impl Governor {
         require_admin(actor)?;
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
-            let deleted = self.deletion(&tables, name).await?;
-            if self.commit(actor.author(), &tables, deletion_changes(&tables, name)).await? {
+            let deleted = self.deletion_of(&tables, name).await?;
+            if self.commit(actor.author(), &tables, deletion_changes(&tables, &[name])).await? {
                 return Ok(deleted);
             }
         }
@@ -187,56 +192,50 @@ impl Governor {
             return Err(ServiceError::invalid("groups", "`groups` must name at least one group"));
         }
         let tables = self.tables().await?;
-        tiers::resolve(&tables.tiers, groups).cloned().ok_or(ServiceError::NotFound("tier"))
+        tiers::resolve(&tables.tiers, groups, &self.0.config.instance).cloned().ok_or(ServiceError::NotFound("tier"))
     }
 
-    /// What applying a tiers file would do.
-    ///
-    /// # Errors
-    /// `Forbidden`, `Invalid` for a tier that breaks the rules.
-    pub async fn plan_tiers(&self, actor: &Principal, declared: &Declaration) -> Result<TierPlan, ServiceError> {
-        require_admin(actor)?;
-        let tables = self.tables().await?;
-        Ok(declared.plan(&tables.tiers, &self.0.config.new_tier_limits)?)
-    }
-
-    /// Applies a tiers file in one transaction and tells what it did.
-    ///
-    /// # Errors
-    /// As [`Governor::plan_tiers`].
-    pub async fn apply_tiers(&self, actor: &Principal, declared: &Declaration) -> Result<TierPlan, ServiceError> {
-        require_admin(actor)?;
-        for _ in 0..ATTEMPTS {
-            let tables = self.tables().await?;
-            let plan = declared.plan(&tables.tiers, &self.0.config.new_tier_limits)?;
-            let mut changes: Vec<Change> = plan.create.iter().chain(&plan.update).flat_map(put).collect();
-            changes.extend(plan.delete.iter().flat_map(|tier| deletion_changes(&tables, &tier.name)));
-            if changes.is_empty() || self.commit(actor.author(), &tables, changes).await? {
-                return Ok(plan);
-            }
+    /// Who had the tiers that go, and what they fall to; in one pass over the users.
+    pub(super) async fn deletion(
+        &self,
+        tables: &PolicyTables,
+        after: &[TierRecord],
+        gone: &[&str],
+    ) -> Result<Vec<DeletedTier>, ServiceError> {
+        let mut deleted = Vec::with_capacity(gone.len());
+        for name in gone {
+            let models = published_to(tables, &[name]).map(|(model, _)| model.name.clone()).collect();
+            let tier = find(tables, name)?.clone();
+            deleted.push(DeletedTier { tier, affected: Vec::new(), affected_count: 0, models });
         }
-        Err(busy())
-    }
-
-    async fn deletion(&self, tables: &PolicyTables, name: &str) -> Result<DeletedTier, ServiceError> {
-        let tier = find(tables, name)?.clone();
-        let left: Vec<TierRecord> = tables.tiers.iter().filter(|other| other.name != name).cloned().collect();
-        let mut affected = Vec::new();
-        let mut after: Option<String> = None;
+        if deleted.is_empty() {
+            return Ok(deleted);
+        }
+        let instance = &self.0.config.instance;
+        let mut last: Option<String> = None;
         loop {
-            let page = self.0.records.users(after.as_deref(), 1000).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.name.clone());
+            let page = self.0.records.users(last.as_deref(), 1000).await?;
+            let Some(end) = page.last() else { return Ok(deleted) };
+            last = Some(end.name.clone());
             for user in page {
                 let groups = groups_of(&user);
-                if tiers::resolve(&tables.tiers, &groups).is_some_and(|theirs| theirs.name == name) {
-                    let falls_to = tiers::resolve(&left, &groups).map(|next| next.name.clone());
-                    affected.push(Affected { user: user.name, falls_to });
+                let Some(theirs) = tiers::resolve(&tables.tiers, &groups, instance) else { continue };
+                let Some(deleted) = deleted.iter_mut().find(|one| one.tier.name == theirs.name) else { continue };
+                deleted.affected_count += 1;
+                if deleted.affected.len() < AFFECTED_MAX {
+                    let falls_to = tiers::resolve(after, &groups, instance).map(|next| next.name.clone());
+                    deleted.affected.push(Affected { user: user.name, falls_to });
                 }
             }
         }
-        let models = published_to(tables, name).map(|(model, _)| model.name.clone()).collect();
-        Ok(DeletedTier { tier, affected, models })
+    }
+
+    async fn deletion_of(&self, tables: &PolicyTables, name: &str) -> Result<DeletedTier, ServiceError> {
+        find(tables, name)?;
+        self.refuse_declared_deletion(name)?;
+        let after: Vec<TierRecord> = tables.tiers.iter().filter(|other| other.name != name).cloned().collect();
+        let deleted = self.deletion(tables, &after, &[name]).await?.pop();
+        deleted.ok_or(ServiceError::NotFound("tier"))
     }
 }
 
@@ -277,24 +276,27 @@ fn once_each(groups: Vec<String>) -> Vec<String> {
     groups.into_iter().filter(|group| seen.insert(group.clone())).collect()
 }
 
-fn put(tier: &TierRecord) -> Vec<Change> {
+pub(super) fn put(tier: &TierRecord) -> Vec<Change> {
     let groups = tier.groups.iter().cloned().map(Change::PutGroup);
     std::iter::once(Change::PutTier(tier.clone())).chain(groups).collect()
 }
 
-/// The models published to a tier by name, with the other tiers they are published to.
-fn published_to<'a>(tables: &'a PolicyTables, tier: &'a str) -> impl Iterator<Item = (&'a ModelRecord, Vec<String>)> {
+/// The models published to any of these tiers by name, with the other tiers they are published to.
+fn published_to<'a>(
+    tables: &'a PolicyTables,
+    gone: &'a [&str],
+) -> impl Iterator<Item = (&'a ModelRecord, Vec<String>)> {
     tables.models.iter().filter_map(move |model| match &model.published {
-        Published::Tiers(names) if names.iter().any(|name| name == tier) => {
-            Some((model, names.iter().filter(|name| *name != tier).cloned().collect()))
+        Published::Tiers(names) if names.iter().any(|name| gone.contains(&name.as_str())) => {
+            Some((model, names.iter().filter(|name| !gone.contains(&name.as_str())).cloned().collect()))
         }
         _ => None,
     })
 }
 
 /// A tier of the same name made later must not inherit the models of this one.
-fn deletion_changes(tables: &PolicyTables, name: &str) -> Vec<Change> {
-    let unpublish = published_to(tables, name)
+pub(super) fn deletion_changes(tables: &PolicyTables, gone: &[&str]) -> Vec<Change> {
+    let unpublish = published_to(tables, gone)
         .map(|(model, rest)| Change::PutModel(ModelRecord { published: Published::Tiers(rest), ..model.clone() }));
-    unpublish.chain(std::iter::once(Change::DeleteTier(name.to_owned()))).collect()
+    unpublish.chain(gone.iter().map(|name| Change::DeleteTier((*name).to_owned()))).collect()
 }

@@ -128,26 +128,34 @@ impl Governor {
         Err(busy())
     }
 
-    /// All groups that anybody has named, to pick from.
+    /// Groups that anybody has named, to pick from: by name, after a name, at most `limit` (100).
     ///
     /// # Errors
     /// `Forbidden`, the store.
-    pub async fn groups(&self, actor: &Principal) -> Result<Vec<String>, ServiceError> {
+    pub async fn groups(
+        &self,
+        actor: &Principal,
+        after: Option<&str>,
+        limit: Option<u32>,
+    ) -> Result<Vec<String>, ServiceError> {
         require_admin(actor)?;
-        Ok(self.0.records.groups().await?)
+        Ok(self.0.records.groups(after, limit.unwrap_or(100).clamp(1, 1000)).await?)
     }
 
-    /// Makes a group known so that it can be picked.
+    /// Makes a group known so that it can be picked; true when it was not known before.
     ///
     /// # Errors
     /// `Forbidden`, `Invalid`.
-    pub async fn create_group(&self, actor: &Principal, name: &str) -> Result<(), ServiceError> {
+    pub async fn create_group(&self, actor: &Principal, name: &str) -> Result<bool, ServiceError> {
         require_admin(actor)?;
-        check_group(name)?;
+        check_group("name", name)?;
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
+            if self.0.records.is_group_known(name).await? {
+                return Ok(false);
+            }
             if self.commit(actor.author(), &tables, vec![Change::PutGroup(name.to_owned())]).await? {
-                return Ok(());
+                return Ok(true);
             }
         }
         Err(busy())
@@ -163,21 +171,18 @@ fn check_name(name: &str) -> Result<(), ServiceError> {
     Ok(())
 }
 
-fn check_group(name: &str) -> Result<(), ServiceError> {
+fn check_group(param: &'static str, name: &str) -> Result<(), ServiceError> {
     if !is_group_name(name) {
-        return Err(ServiceError::invalid("groups", format!("`{name}` is not a group name")));
+        return Err(ServiceError::invalid(param, format!("`{name}` is not a group name")));
     }
     if name.starts_with("system:") {
-        return Err(ServiceError::invalid(
-            "groups",
-            format!("`{name}`: groups named `system:` cannot be given to users"),
-        ));
+        return Err(ServiceError::invalid(param, format!("`{name}`: groups named `system:` cannot be given to users")));
     }
     Ok(())
 }
 
 fn local_groups(names: &[String]) -> Result<Vec<Membership>, ServiceError> {
-    names.iter().try_for_each(|name| check_group(name))?;
+    names.iter().try_for_each(|name| check_group("groups", name))?;
     let mut groups: Vec<Membership> =
         names.iter().map(|name| Membership { group: name.clone(), source: MembershipSource::Local }).collect();
     groups.sort();

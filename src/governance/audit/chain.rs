@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::author::Author;
 use super::entry::Entry;
 use crate::governance::records::KeyId;
+use crate::telemetry::redact;
 
 /// What the first row follows.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -50,7 +51,8 @@ pub struct AuditRow {
 impl AuditRow {
     /// The row that follows `head`.
     pub fn seal(head: &Head, at_us: i64, author: &Author, entry: &Entry) -> Self {
-        let text = |value: &Option<Value>| value.as_ref().map(Value::to_string);
+        // What people wrote into names and descriptions may be a credential; here it would stay forever.
+        let text = |value: &Option<Value>| value.as_ref().map(|value| redact(&value.to_string()).into_owned());
         let mut row = Self {
             sequence: head.sequence + 1,
             at_us,
@@ -59,7 +61,7 @@ impl AuditRow {
             key: author.key.as_ref().map(KeyId::to_string),
             source: author.address.map(|address| address.to_string()),
             action: entry.action.into(),
-            target: entry.target.clone(),
+            target: redact(&entry.target).into_owned(),
             before: text(&entry.before),
             after: text(&entry.after),
             previous: head.hash.clone(),

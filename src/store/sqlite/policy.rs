@@ -284,10 +284,15 @@ pub(super) async fn users(pool: &SqlitePool, after: Option<&str>, limit: u32) ->
     Ok(users)
 }
 
-pub(super) async fn groups(pool: &SqlitePool) -> Result<Vec<String>, StoreError> {
-    let select = sqlx::query("SELECT name FROM known_groups ORDER BY name");
-    let found = select.fetch_all(pool).await.map_err(failed("list groups"))?;
+pub(super) async fn groups(pool: &SqlitePool, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError> {
+    let select = sqlx::query("SELECT name FROM known_groups WHERE ($1 IS NULL OR name > $1) ORDER BY name LIMIT $2");
+    let found = select.bind(after).bind(i64::from(limit)).fetch_all(pool).await.map_err(failed("list groups"))?;
     found.iter().map(|row| column(row, "group", "name")).collect()
+}
+
+pub(super) async fn is_group_known(pool: &SqlitePool, name: &str) -> Result<bool, StoreError> {
+    let select = sqlx::query("SELECT name FROM known_groups WHERE name = $1").bind(name);
+    Ok(select.fetch_optional(pool).await.map_err(failed("look up a group"))?.is_some())
 }
 
 pub(super) fn user_row(row: &SqliteRow) -> Result<UserRecord, StoreError> {

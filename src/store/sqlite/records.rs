@@ -49,8 +49,12 @@ impl Records for SqliteRecords {
         policy::users(&self.pool, after, limit).await
     }
 
-    async fn groups(&self) -> Result<Vec<String>, StoreError> {
-        policy::groups(&self.pool).await
+    async fn groups(&self, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError> {
+        policy::groups(&self.pool, after, limit).await
+    }
+
+    async fn is_group_known(&self, name: &str) -> Result<bool, StoreError> {
+        policy::is_group_known(&self.pool, name).await
     }
 
     async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError> {

@@ -1,0 +1,175 @@
+//! The three ways to write tiers down, and finding the lines of what is wrong in them.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::declaration::Declared;
+use super::error::{FileError, Problem};
+use crate::governance::limits::{Limit, LimitError, LimitSpec};
+use crate::governance::records::TierOrigin;
+use crate::governance::tiers;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    tiers: Vec<FileTier>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileTier {
+    name: Option<String>,
+    #[serde(alias = "displayName")]
+    display_name: Option<String>,
+    description: Option<String>,
+    #[serde(default)]
+    level: u32,
+    groups: Vec<String>,
+    limits: Option<Vec<FileLimit>>,
+    weight: Option<u32>,
+}
+
+/// `100000 tokens / 1m`, or the same as a table.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FileLimit {
+    Text(String),
+    Table(LimitSpec),
+}
+
+/// The parts of a Kubernetes ConfigMap that matter; the rest (labels, annotations) is not ours to judge.
+#[derive(Deserialize)]
+struct ConfigMap {
+    #[serde(default)]
+    data: Option<ConfigMapData>,
+}
+
+#[derive(Deserialize)]
+struct ConfigMapData {
+    tiers: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct MappedTier {
+    name: String,
+    display_name: Option<String>,
+    description: Option<String>,
+    #[serde(default)]
+    level: u32,
+    #[serde(default)]
+    groups: Vec<String>,
+}
+
+/// Reads YAML: a bare list is what a mounted ConfigMap has in its file `tiers`; `kind: ConfigMap` is the whole of one; anything
+/// else is our own format.
+pub(super) fn read_yaml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileError> {
+    let document: Value = yaml(text, 0)?;
+    if document.is_array() {
+        return Ok((TierOrigin::ConfigMap, mapped(text, 0)?));
+    }
+    if document["kind"] == "ConfigMap" {
+        let map: ConfigMap = yaml(text, 0)?;
+        let list = map.data.and_then(|data| data.tiers).ok_or(FileError::new(None, Problem::NoTiers))?;
+        return Ok((TierOrigin::ConfigMap, mapped(&list, lines_before(text, &list))?));
+    }
+    own(yaml(text, 0)?, text)
+}
+
+/// Reads our own format as TOML.
+pub(super) fn read_toml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileError> {
+    let file = toml::from_str(text).map_err(|error| {
+        let before = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() as u64);
+        FileError::new(before.map(|lines| lines + 1), Problem::Format(error.message().to_owned()))
+    })?;
+    own(file, text)
+}
+
+fn mapped(list: &str, lines_before: u64) -> Result<Vec<Declared>, FileError> {
+    let tiers: Vec<MappedTier> = yaml(list, lines_before)?;
+    let declared = |tier: MappedTier| Declared {
+        line: line_of_tier(list, &tier.name).map(|line| line + lines_before),
+        file: None,
+        origin: TierOrigin::ConfigMap,
+        name: tier.name,
+        display_name: tier.display_name,
+        description: tier.description,
+        level: tier.level,
+        groups: tier.groups,
+        limits: None,
+        weight: None,
+    };
+    Ok(tiers.into_iter().map(declared).collect())
+}
+
+fn own(file: File, text: &str) -> Result<(TierOrigin, Vec<Declared>), FileError> {
+    let tiers = file.tiers.into_iter().map(|tier| own_tier(tier, text)).collect::<Result<_, _>>()?;
+    Ok((TierOrigin::File, tiers))
+}
+
+fn own_tier(tier: FileTier, text: &str) -> Result<Declared, FileError> {
+    let written = tier.name.as_deref().or(tier.display_name.as_deref());
+    let line = written.and_then(|name| line_of_tier(text, name));
+    let wrong = |problem| FileError::new(line, problem);
+    let name = match (tier.name, &tier.display_name) {
+        (Some(name), _) => name,
+        (None, Some(display_name)) => tiers::name_from(display_name)
+            .map_err(|source| wrong(Problem::Tier { tier: display_name.clone(), source }))?,
+        (None, None) => return Err(wrong(Problem::Format("a tier has neither `name` nor `display_name`".into()))),
+    };
+    let limits = tier.limits.map(|limits| limits.into_iter().map(FileLimit::resolve).collect::<Result<Vec<_>, _>>());
+    let limits = limits.transpose().map_err(|source| wrong(Problem::Limit { tier: name.clone(), source }))?;
+    Ok(Declared {
+        line,
+        file: None,
+        origin: TierOrigin::File,
+        name,
+        display_name: tier.display_name,
+        description: tier.description,
+        level: tier.level,
+        groups: tier.groups,
+        limits,
+        weight: tier.weight,
+    })
+}
+
+impl FileLimit {
+    fn resolve(self) -> Result<Limit, LimitError> {
+        match self {
+            Self::Text(text) => text.parse(),
+            Self::Table(spec) => spec.try_into(),
+        }
+    }
+}
+
+fn yaml<T: DeserializeOwned>(text: &str, lines_before: u64) -> Result<T, FileError> {
+    serde_saphyr::from_str(text).map_err(|error| {
+        let line = error.location().map(|place| place.line()).filter(|line| *line > 0);
+        let message = error.without_snippet().to_string();
+        // The line is told apart from the message, and in the outer file.
+        let message = message.split(" at line ").next().unwrap_or_default().trim_end_matches(':').to_owned();
+        FileError::new(line.map(|line| line + lines_before), Problem::Format(message))
+    })
+}
+
+/// How many lines of the file come before the text that stands in it as a block.
+fn lines_before(file: &str, block: &str) -> u64 {
+    let Some((skipped, first)) = block.lines().enumerate().find(|(_, line)| !line.trim().is_empty()) else { return 0 };
+    let at = file.lines().position(|line| line.trim() == first.trim());
+    at.map_or(0, |at| at.saturating_sub(skipped) as u64)
+}
+
+/// The last line that gives a tier this name: of two, the second is the one too many.
+fn line_of_tier(text: &str, name: &str) -> Option<u64> {
+    let names_it = |line: &str| {
+        let fields = line.trim().trim_start_matches(['-', '{', ' ']).split(',');
+        let mut values = fields.filter_map(|field| field.split_once([':', '=']));
+        values.any(|(key, value)| {
+            let value = value.split(" #").next().unwrap_or_default().trim_matches(['"', '\'', ' ', '}', '\r']);
+            key.trim_matches(['"', '\'', ' ', '{']).to_ascii_lowercase().ends_with("name") && value == name
+        })
+    };
+    let (at, _) = text.lines().enumerate().filter(|(_, line)| names_it(line)).last()?;
+    Some(at as u64 + 1)
+}
