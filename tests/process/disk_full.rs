@@ -76,7 +76,20 @@ async fn a_full_disk_is_503_with_retry_after_nothing_is_served_uncounted_and_wor
     let (status, _, body, id) = ask(&server, 0).await;
     assert_eq!(status, 200, "{body}");
     note(&body, id);
+    // This one is under way when the disk fills up: what it is sent is counted, but it is not told that all is well.
+    let story = json!({
+        "model": "demo", "stream": true, "max_tokens": 400, "ignore_eos": true,
+        "messages": [{"role": "user", "content": "Tell me a story."}],
+    });
+    let mut under_way = server.post("/v1/chat/completions", &story).send().await.unwrap();
+    let under_way_id: Uuid = under_way.headers()["x-millgate-request-id"].to_str().unwrap().parse().unwrap();
+    let mut told = String::from_utf8_lossy(&under_way.chunk().await.unwrap().unwrap()).into_owned();
     fill(&inside.join("ballast"));
+    while let Some(piece) = under_way.chunk().await.unwrap() {
+        told.push_str(&String::from_utf8_lossy(&piece));
+    }
+    let is_told_all_is_well = told.contains("\"finish_reason\":\"length\"");
+    assert!(told.contains("\"error\"") && !is_told_all_is_well, "{told}");
     // The database may still have room inside its own files; what is answered until that is used up counts as well.
     let mut refused = 0;
     for seed in 1..2000 {
@@ -112,12 +125,12 @@ async fn a_full_disk_is_503_with_retry_after_nothing_is_served_uncounted_and_wor
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     note(&body, id);
-    assert_ledger(&inside, &seen).await;
+    assert_ledger(&inside, &seen, under_way_id).await;
 }
 
 /// Compares the ledger, as a crash now would leave it, with the answers seen: each is there once with its usage, and no
 /// other request is charged anything.
-async fn assert_ledger(inside: &Path, seen: &BTreeMap<Uuid, (u64, u64)>) {
+async fn assert_ledger(inside: &Path, seen: &BTreeMap<Uuid, (u64, u64)>, under_way: Uuid) {
     let image = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(inside).unwrap() {
         let path = entry.unwrap().path();
@@ -126,9 +139,11 @@ async fn assert_ledger(inside: &Path, seen: &BTreeMap<Uuid, (u64, u64)>) {
     let config = store::Config { data_dir: image.path().into(), ..store::Config::default() };
     let records = SqliteRecords::open(&config).await.unwrap();
     let rows = records.ledger_since(0).await.unwrap();
+    let row = rows.iter().find(|row| row.request.id == under_way).expect("a row that could not be written is not lost");
+    assert_eq!(row.usage.completion_tokens, 400, "what was sent is charged");
     let completed: BTreeMap<Uuid, (u64, u64)> = rows
         .iter()
-        .filter(|row| row.status == Status::Completed)
+        .filter(|row| row.status == Status::Completed && row.request.id != under_way)
         .map(|row| (row.request.id, (row.usage.prompt_tokens, row.usage.completion_tokens)))
         .collect();
     assert_eq!(&completed, seen);
