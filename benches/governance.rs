@@ -54,7 +54,7 @@ fn counters(c: &mut Criterion, runtime: &Runtime) {
                 let id = Uuid::now_v7();
                 let answer = counters.reserve(id, &charges, NEED).await.expect("an answer");
                 assert!(matches!(answer, Reserved::Granted { completion_tokens: 200, .. }));
-                counters.settle(id, USED).await.expect("settled");
+                counters.settle(id, USED.into()).await.expect("settled");
             });
         });
     });

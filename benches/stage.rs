@@ -7,6 +7,7 @@ use futures::FutureExt;
 use millgate::governance::calendar;
 use millgate::governance::limits::Window;
 use millgate::governance::ports::{Charge, CounterKey, Counters, Need, Reserved};
+use millgate::governance::pricing::Price;
 use millgate::governance::{
     Ask, CompletionCap, Config, Credential, DeclaredModel, Governor, Limit, NewKey, Permit, Principal, SystemClock,
     TierPatch, Usage, UserId,
@@ -30,9 +31,11 @@ pub(crate) const LIMITS: [&str; 6] = [
 pub(crate) const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// What each request uses.
 pub(crate) const USED: Usage = Usage { prompt_tokens: 100, cached_tokens: 0, completion_tokens: 150 };
+/// Tokens cost nothing.
+const FREE: Price = Price { prompt_pico_usd: 0, cached_pico_usd: 0, completion_pico_usd: 0 };
 /// What each request asks for.
 pub(crate) const NEED: Need =
-    Need { requests: 1, prompt_tokens: 100, sequences: 1, completion_least: 200, completion_most: 200 };
+    Need { requests: 1, prompt_tokens: 100, sequences: 1, completion_least: 200, completion_most: 200, price: FREE };
 
 /// Governance at work.
 pub(crate) struct Stage {
@@ -126,7 +129,7 @@ impl Decider for InMemory {
     }
 
     fn finish(&mut self) {
-        self.counters.settle(self.open, USED).now_or_never().expect("in memory").expect("settled");
+        self.counters.settle(self.open, USED.into()).now_or_never().expect("in memory").expect("settled");
     }
 }
 

@@ -31,12 +31,16 @@ async fn drive(interpreter: &Path, installed: &Path, program: &str) {
         .start()
         .await;
     let (key, limited, revoked) = (app.user("ann", &[]).await, app.key("slow").await, app.user("ben", &[]).await);
+    let price = serde_json::json!({"model": "*", "prompt": "1000000", "completion": "2000000"});
+    let priced = app.admin().put("/admin/v1/prices", &serde_json::json!({"prices": [price]})).await;
+    assert_eq!(priced.status, 200, "{}", priced.body);
     let id = revoked.get("/v1/api-keys").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
     assert_eq!(revoked.delete(&format!("/v1/api-keys/{id}")).await.status, 200);
     let mut command = Command::new(interpreter);
     command
         .arg(clients().join(program))
         .env("MILLGATE_URL", format!("http://{}/v1", app.address))
+        .env("MILLGATE_ADMIN_KEY", app.admin().key.unwrap())
         .env("MILLGATE_MODEL", "fake")
         .env("MILLGATE_KEY", key.key.unwrap())
         .env("MILLGATE_LIMITED_KEY", limited.key.unwrap())

@@ -9,6 +9,12 @@ struct Ran {
     is_success: bool,
 }
 
+/// What the program prints on standard output when it succeeds; its complaint when it does not.
+pub(crate) fn printed(args: &[&str]) -> Result<String, String> {
+    let ran = millgate(args, "");
+    if ran.is_success { Ok(ran.out) } else { Err(ran.err) }
+}
+
 /// Runs the program with a clean environment, away from the working tree.
 fn millgate(args: &[&str], input: &str) -> Ran {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -53,6 +59,7 @@ fn every_command_explains_itself_with_an_example() {
         ["model", "load"],
         ["model", "unload"],
         ["model", "delete"],
+        ["price", "set"],
     ] {
         let help = millgate(&["help", command[0], command[1]], "");
         assert!(help.is_success && help.out.contains(&format!("  millgate {}", command.join(" "))), "{command:?}");

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millgate::governance::ports::Extent;
+use millgate::governance::pricing::Price;
 use millgate::governance::{
-    CompletionCap, Config, Denied, ManualClock, NewKey, Permit, Principal, Refusal, Status, Usage,
+    CompletionCap, Config, Denied, ManualClock, NewKey, NewPrice, Permit, Principal, Refusal, Status, Usage,
 };
 use proptest::prelude::*;
 
@@ -89,8 +90,10 @@ async fn what_was_not_used_is_free_again_at_once() {
     assert_eq!(house.standing(&who).await, [(17, 0), (1, 0)]);
     let permit = admitted(&house, &who, 10, 73).await;
     permit.settle(used(10, 73), Status::Failed).await.expect("settled");
-    assert_eq!(house.standing(&who).await, [(17, 0), (2, 0)], "a failed answer costs the request unit only");
-    assert_eq!(house.ledger().await, (2, used(10, 7)));
+    assert_eq!(house.standing(&who).await, [(17, 0), (1, 0)], "a failed answer costs nothing, not even the request");
+    assert_eq!(house.ledger().await, (1, used(10, 7)));
+    let rows = house.records.ledger_since(0).await.expect("rows");
+    assert_eq!(rows.iter().filter(|row| row.status == Status::Failed).count(), 1, "its row is kept");
 }
 
 #[tokio::test]
@@ -386,9 +389,26 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Prices that are no whole nano-dollars, so that rounding shows.
+const PRICE: Price = Price { prompt_pico_usd: 1_337, cached_pico_usd: 1_337, completion_pico_usd: 2_749 };
+
 async fn play(ops: Vec<Op>) {
     let house = House::new().await;
-    let limits = ["200 tokens / 1m", "500 tokens / 1h", "20 requests / 1m", "300 tokens / 1m per tier", "6 concurrent"];
+    let price = NewPrice {
+        model: "demo".into(),
+        prompt_pico_usd: Some(PRICE.prompt_pico_usd),
+        completion_pico_usd: Some(PRICE.completion_pico_usd),
+        ..NewPrice::default()
+    };
+    house.governor.set_prices(&house.governor.operator(), &[price]).await.expect("the price is set");
+    let limits = [
+        "200 tokens / 1m",
+        "500 tokens / 1h",
+        "20 requests / 1m",
+        "300 tokens / 1m per tier",
+        "6 concurrent",
+        "0.0000004 usd / 1m",
+    ];
     let mut people = vec![house.limited(&limits).await];
     people.push(house.user("bob", &["tight"]).await.0);
     people.push(house.user("cid", &["tight"]).await.0);
@@ -448,11 +468,20 @@ async fn check_books(house: &House, people: &[Principal]) {
     for row in &rows {
         let charged: u64 = row.charged.iter().map(|extent| extent.prompt_tokens + extent.completion_tokens).sum();
         assert_eq!(charged, row.usage.total_tokens());
+        let cost: u64 = row.charged.iter().map(|extent| extent.cost_nano_usd).sum();
+        assert_eq!(cost, row.cost_nano_usd, "the money charged by time adds up to the cost");
+        if row.request.price_version.is_some() {
+            assert_eq!(cost, PRICE.cost_nano_usd(row.usage));
+        }
     }
     check_every_minute(rows.iter().flat_map(|row| row.charged.clone()), 300);
     for who in people {
         let own = rows.iter().filter(|row| row.request.user == who.user);
-        check_every_minute(own.flat_map(|row| row.charged.clone()), 200);
+        check_every_minute(own.clone().flat_map(|row| row.charged.clone()), 200);
+        let as_tokens = |extent: Extent| Extent { prompt_tokens: extent.cost_nano_usd, completion_tokens: 0, ..extent };
+        if own.clone().any(|row| row.request.price_version.is_some()) {
+            check_every_minute(own.flat_map(|row| row.charged.clone()).map(as_tokens), 400);
+        }
     }
     for (who, hour_us) in people.iter().zip([60 * MINUTE_US; 3]) {
         let standing = house.standing(who).await;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use millgate::governance::calendar;
 use millgate::governance::limits::{Limit, Window};
 use millgate::governance::ports::{
-    Change, Charge, CounterKey, Counters, Edit, Extent, JournalEntry, KeyFilter, Need, Records, Reserved, Restored,
-    Retry, StoreError, UsageGroup, UsageQuery,
+    Bill, Change, Charge, CounterKey, Counters, Edit, Extent, JournalEntry, KeyFilter, Need, Records, Reserved,
+    Restored, Retry, StoreError, UsageGroup, UsageQuery,
 };
+use millgate::governance::pricing::Price;
 use millgate::governance::records::{
     KeyRecord, LOCAL_ISSUER, LedgerRecord, Membership, MembershipSource, RequestRecord, ReservationRecord, UserRecord,
 };
@@ -66,6 +67,8 @@ fn request(user: &UserRecord, admitted_at_us: i64) -> RequestRecord {
         model: "m".into(),
         endpoint: "/v1/completions".into(),
         admitted_at_us,
+        price_version: None,
+        attribution: Arc::default(),
     }
 }
 
@@ -75,8 +78,16 @@ fn row(request: RequestRecord, usage: Usage, status: Status) -> LedgerRecord {
         requests: 1,
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.completion_tokens,
+        cost_nano_usd: 0,
     };
-    LedgerRecord { settled_at_us: request.admitted_at_us + 5, request, usage, status, charged: vec![charged] }
+    LedgerRecord {
+        settled_at_us: request.admitted_at_us + 5,
+        request,
+        usage,
+        cost_nano_usd: 0,
+        status,
+        charged: vec![charged],
+    }
 }
 
 async fn keeps_what_it_is_given(records: &dyn Records) {
@@ -123,7 +134,7 @@ async fn changes_all_or_nothing_and_only_at_the_expected_version(records: &dyn R
 async fn journal_becomes_ledger_exactly_once(records: &dyn Records) {
     let ann = user("ann");
     let request_a = request(&ann, NOON_US);
-    let extent = Extent { at_us: NOON_US, requests: 1, prompt_tokens: 3, completion_tokens: 9 };
+    let extent = Extent { at_us: NOON_US, requests: 1, prompt_tokens: 3, completion_tokens: 9, cost_nano_usd: 11 };
     let reservation =
         ReservationRecord { request: request_a.clone(), extents: vec![extent], progress: Usage::default() };
     records.submit(JournalEntry::Open(reservation.clone())).await.expect("opened");
@@ -298,7 +309,19 @@ fn charges(texts: &[&str]) -> Arc<[Charge]> {
 }
 
 fn need(prompt_tokens: u64, least: u64, most: u64) -> Need {
-    Need { requests: 1, prompt_tokens, sequences: 1, completion_least: least, completion_most: most }
+    Need {
+        requests: 1,
+        prompt_tokens,
+        sequences: 1,
+        completion_least: least,
+        completion_most: most,
+        price: Price::default(),
+    }
+}
+
+/// What an answer that was no error is charged.
+fn bill(prompt_tokens: u64, completion_tokens: u64) -> Bill {
+    Bill { requests: 1, usage: used(prompt_tokens, completion_tokens), cost_nano_usd: 0 }
 }
 
 fn granted(answer: &Reserved) -> Option<u64> {
@@ -321,12 +344,12 @@ async fn all_or_nothing_and_elastic(counters: &dyn Counters) {
     let Reserved::Refused { refusing, .. } = refused else { panic!("{refused:?}") };
     assert_eq!(refusing.iter().map(|one| one.charge).collect::<Vec<_>>(), [0, 1], "every limit that refuses is named");
     assert_eq!(totals(counters, &list).await, [(0, 80), (0, 50), (0, 1), (0, 1)]);
-    counters.settle(a, used(30, 10)).await.expect("settled");
+    counters.settle(a, bill(30, 10)).await.expect("settled");
     assert_eq!(totals(counters, &list).await, [(40, 0), (10, 0), (1, 0), (0, 0)]);
     assert_eq!(granted(&counters.reserve(b, &list, need(10, 1, 20)).await.expect("b")), Some(20));
     assert_eq!(granted(&counters.extend(b, 1, need_more(5)).await.expect("more")), Some(5));
     assert_eq!(granted(&counters.reserve(c, &list, need(101, 0, 0)).await.expect("c")), None);
-    counters.settle(b, used(0, 0)).await.expect("settled");
+    counters.settle(b, bill(0, 0)).await.expect("settled");
     assert_eq!(totals(counters, &list).await, [(40, 0), (10, 0), (2, 0), (0, 0)]);
 }
 
@@ -342,8 +365,8 @@ async fn repeated_calls_count_once(counters: &dyn Counters) {
     let more = counters.extend(id, 1, need_more(5)).await.expect("extended");
     assert_eq!(counters.extend(id, 1, need_more(5)).await.expect("again"), more);
     assert_eq!(totals(counters, &list).await, [(0, 25)]);
-    counters.settle(id, used(10, 12)).await.expect("settled");
-    counters.settle(id, used(10, 12)).await.expect("again");
+    counters.settle(id, bill(10, 12)).await.expect("settled");
+    counters.settle(id, bill(10, 12)).await.expect("again");
     assert_eq!(totals(counters, &list).await, [(22, 0)]);
     assert!(counters.reserve(id, &list, need(10, 10, 10)).await.is_err(), "a settled reservation does not come back");
     assert!(counters.extend(Uuid::now_v7(), 1, need_more(5)).await.is_err());
@@ -431,9 +454,9 @@ async fn idle_counters_are_forgotten_and_busy_ones_are_not() {
     for user in 1..5000u128 {
         let id = Uuid::now_v7();
         counters.reserve(id, &of(user), need(1, 0, 0)).await.expect("reserved");
-        counters.settle(id, used(1, 0)).await.expect("settled");
+        counters.settle(id, bill(1, 0)).await.expect("settled");
         clock.advance_us(MINUTE_US / 100);
     }
     assert!(counters.known() < 3000, "{} counters are kept", counters.known());
-    counters.settle(held, used(7, 0)).await.expect("the held one is still there");
+    counters.settle(held, bill(7, 0)).await.expect("the held one is still there");
 }

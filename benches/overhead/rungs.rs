@@ -224,6 +224,7 @@ async fn answer(State(bare): State<Arc<Bare>>, request: HttpRequest) -> Response
             sequences: 1,
             completion_least: most,
             completion_most: most,
+            ..Need::default()
         };
         limits.counters.reserve(id, &limits.charges, need).await.expect("plenty left");
     }
@@ -255,7 +256,7 @@ async fn next_chunk(bare: &Bare, events: &mut EventStream, id: Uuid) -> Option<S
                         cached_tokens: 0,
                         completion_tokens: usage.completion_tokens.into(),
                     };
-                    limits.counters.settle(id, used).await.expect("settled");
+                    limits.counters.settle(id, used.into()).await.expect("settled");
                 }
                 return Some("data: [DONE]\n\n".to_owned());
             }

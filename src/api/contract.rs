@@ -40,14 +40,15 @@ fn add_components(components: &mut Value) {
     });
     let text = |description: &str| json!({"description": description, "schema": {"type": "string"}});
     let count = |description: &str| json!({"description": description, "schema": {"type": "integer", "minimum": 0}});
+    let amount = |description: &str| json!({"description": description, "schema": {"type": "number", "minimum": 0}});
     components["headers"] = json!({
         "x-request-id": text("The client's id of the request if it sent a well-formed one, else ours."),
         "x-millgate-request-id": text("Our id of the request, as the ledger has it."),
         "www-authenticate": text("The scheme to use: `Bearer`."),
         "retry-after": count("Whole seconds to wait, rounded up; absent when waiting does not help."),
         "retry-after-ms": count("The same in milliseconds."),
-        "x-ratelimit-limit": count("Amount of the tightest limit, or of the one that refused. Absent when unlimited."),
-        "x-ratelimit-remaining": count("What is left of it."),
+        "x-ratelimit-limit": amount("Amount of the tightest limit, or of the one that refused; money in US dollars. Absent when unlimited."),
+        "x-ratelimit-remaining": amount("What is left of it."),
         "x-ratelimit-reset": count("When it is whole again, in seconds since the Unix epoch."),
         "x-ratelimit-limit-requests": count("Amount of the tightest limit on requests."),
         "x-ratelimit-remaining-requests": count("What is left of it."),

@@ -186,7 +186,6 @@ impl ApiError {
     }
 
     /// What the client reads.
-    #[cfg(test)]
     pub(crate) fn message(&self) -> &str {
         &self.0.message
     }

@@ -3,12 +3,16 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::governance::pricing::usd;
+
 /// What a limit counts, as far as headers can say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     Requests,
     Tokens,
     Concurrent,
+    /// Nano-dollars.
+    Money,
 }
 
 /// One limit as the headers show it.
@@ -23,6 +27,18 @@ pub(crate) struct Gauge {
     pub(crate) reset: Duration,
 }
 
+impl Gauge {
+    /// A figure of it as people read it: money in dollars.
+    fn figure(&self, amount: u64) -> String {
+        if self.unit == Unit::Money { usd(amount) } else { amount.to_string() }
+    }
+
+    /// A figure of it as the IETF draft allows: integers of at most 15 digits. Money in micro-dollars, never more than there is.
+    fn ietf(&self, amount: u64) -> u64 {
+        if self.unit == Unit::Money { amount / 1000 } else { amount }
+    }
+}
+
 /// The headers of a governed answer: `gauges` are all hard limits that apply, `refused` is the one that said no.
 ///
 /// # Units
@@ -32,8 +48,8 @@ pub(crate) fn limit_headers(gauges: &[Gauge], refused: Option<&Gauge>, now: Dura
     let tightest = |unit| gauges.iter().filter(move |gauge| gauge.unit == unit).min_by(|a, b| tighter(a, b));
     let (requests, tokens) = (tightest(Unit::Requests), tightest(Unit::Tokens));
     if let Some(shown) = refused.or(requests).or(tokens) {
-        put(&mut headers, "x-ratelimit-limit", shown.amount);
-        put(&mut headers, "x-ratelimit-remaining", shown.remaining);
+        put(&mut headers, "x-ratelimit-limit", shown.figure(shown.amount));
+        put(&mut headers, "x-ratelimit-remaining", shown.figure(shown.remaining));
         put(&mut headers, "x-ratelimit-reset", whole_seconds_up(now + shown.reset));
     }
     if let Some(gauge) = requests {
@@ -90,8 +106,9 @@ fn ietf_policies(gauges: &[Gauge]) -> String {
             Unit::Requests => "",
             Unit::Tokens => ";qu=\"tokens\"",
             Unit::Concurrent => ";qu=\"concurrent-requests\"",
+            Unit::Money => ";qu=\"micro-usd\"",
         };
-        format!("\"{name}\";q={}{window}{unit}", gauge.amount)
+        format!("\"{name}\";q={}{window}{unit}", gauge.ietf(gauge.amount))
     };
     named(gauges).map(policy).collect::<Vec<_>>().join(", ")
 }
@@ -101,9 +118,9 @@ fn ietf_standings(gauges: &[Gauge]) -> String {
     let standing = |(name, gauge): (String, &Gauge)| {
         let reset = match gauge.unit {
             Unit::Concurrent => String::new(),
-            Unit::Requests | Unit::Tokens => format!(";t={}", whole_seconds_up(gauge.reset)),
+            Unit::Requests | Unit::Tokens | Unit::Money => format!(";t={}", whole_seconds_up(gauge.reset)),
         };
-        format!("\"{name}\";r={}{reset}", gauge.remaining)
+        format!("\"{name}\";r={}{reset}", gauge.ietf(gauge.remaining))
     };
     named(gauges).map(standing).collect::<Vec<_>>().join(", ")
 }
@@ -115,6 +132,8 @@ fn named(gauges: &[Gauge]) -> impl Iterator<Item = (String, &Gauge)> {
         (Unit::Tokens, Some(window)) => format!("tokens-{}", whole_seconds_up(window)),
         (Unit::Requests, None) => "requests".to_owned(),
         (Unit::Tokens, None) => "tokens".to_owned(),
+        (Unit::Money, Some(window)) => format!("cost-{}", whole_seconds_up(window)),
+        (Unit::Money, None) => "cost".to_owned(),
         (Unit::Concurrent, _) => "concurrent".to_owned(),
     };
     gauges.iter().enumerate().map(move |(index, gauge)| {
@@ -171,6 +190,21 @@ mod tests {
         assert_eq!(headers["x-ratelimit-limit"], "100");
         assert_eq!(headers["x-ratelimit-remaining"], "0");
         assert_eq!(headers["x-ratelimit-reset"], "1700000042");
+    }
+
+    #[test]
+    fn money_is_shown_in_dollars_and_never_taken_for_tokens() {
+        let money = gauge(Unit::Money, 20_000_000_000, 500_000_001, 30 * 86_400, 60_000);
+        let headers = limit_headers(std::slice::from_ref(&money), None, NOW);
+        assert_snapshot!(shown(&headers), @r#"
+        ratelimit-policy: "cost-2592000";q=20000000;w=2592000;qu="micro-usd"
+        ratelimit: "cost-2592000";r=500000;t=60
+        "#);
+        let headers = limit_headers(std::slice::from_ref(&money), Some(&money), NOW);
+        assert_eq!(
+            (&headers["x-ratelimit-limit"], &headers["x-ratelimit-remaining"]),
+            (&"20".parse::<HeaderValue>().unwrap(), &"0.500000001".parse().unwrap())
+        );
     }
 
     #[test]

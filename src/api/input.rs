@@ -31,6 +31,12 @@ pub(crate) fn take_limits(body: &mut Fields, field: &str) -> Result<Option<Vec<L
     items.into_iter().enumerate().map(limit).collect::<Result<_, _>>().map(Some)
 }
 
+/// RFC 3339 or seconds since the Unix epoch, as microseconds.
+pub(crate) fn parse_moment(text: &str) -> Option<i64> {
+    let seconds = || text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    text.parse().ok().or_else(seconds).map(Timestamp::as_microsecond)
+}
+
 /// Which part of a list is wanted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Page {
@@ -93,9 +99,8 @@ impl Query {
     /// Microseconds since the Unix epoch.
     pub(crate) fn take_moment(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
         let Some(text) = self.take(name) else { return Ok(None) };
-        let seconds = || text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-        match text.parse().ok().or_else(seconds) {
-            Some(moment) => Ok(Some(Timestamp::as_microsecond(moment))),
+        match parse_moment(&text) {
+            Some(moment_us) => Ok(Some(moment_us)),
             None => {
                 let message = format!("`{name}` must be a moment like 2026-11-23T05:16:07Z, or epoch seconds");
                 Err(ApiError::invalid(Some(name), message))

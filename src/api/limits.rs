@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, Kind, retry_after_ms};
 use super::headers::{Gauge, Unit, limit_headers};
+use crate::governance::pricing::usd;
 use crate::governance::{AuthFailure, Denied, LimitStanding, Mode, Refusal, Resource, ServiceError};
 
 /// A quota that frees later than this is not worth an automatic retry.
@@ -27,7 +28,8 @@ fn gauge(standing: &LimitStanding) -> Gauge {
     let unit = match standing.resource {
         Resource::Requests => Unit::Requests,
         Resource::Concurrent => Unit::Concurrent,
-        Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens | Resource::Cost => Unit::Tokens,
+        Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens => Unit::Tokens,
+        Resource::Cost => Unit::Money,
     };
     Gauge {
         unit,
@@ -78,14 +80,22 @@ fn window_words(window: &str) -> String {
     }
 }
 
+/// An amount of a resource in JSON: a number; money as dollars in a decimal string.
+pub(crate) fn figure(resource: Resource, amount: u64) -> Value {
+    match resource {
+        Resource::Cost => usd(amount).into(),
+        _ => amount.into(),
+    }
+}
+
 /// The machine-readable part of a refusal: also what a stream's last chunk says when a limit ended it.
 pub(crate) fn denied_detail(denied: &Denied) -> Value {
     let mut detail = json!({
         "reason": denied.reason,
         "limit": &*denied.limit,
         "scope": denied.scope,
-        "used": denied.used,
-        "requested": denied.requested,
+        "used": figure(denied.resource, denied.used),
+        "requested": figure(denied.resource, denied.requested),
     });
     if let Some(wait) = denied.retry_after {
         detail["retry_after_ms"] = retry_after_ms(wait).into();
@@ -111,7 +121,13 @@ pub(crate) fn denied_error(denied: &Denied, now: Duration) -> ApiError {
             "Rate limit exceeded. You have exceeded the maximum number of concurrent requests for your tier."
                 .to_owned(),
         ),
-        Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens | Resource::Cost => (
+        Resource::Cost => (
+            Kind::QuotaExceeded,
+            format!(
+                "Money quota exceeded. You have consumed the maximum amount of money allowed per {window} for your tier."
+            ),
+        ),
+        Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens => (
             Kind::QuotaExceeded,
             format!(
                 "Token quota exceeded. You have consumed the maximum number of tokens allowed per {window} for your tier."
@@ -119,7 +135,10 @@ pub(crate) fn denied_error(denied: &Denied, now: Duration) -> ApiError {
         ),
     };
     if denied.retry_after.is_none() {
-        let asked = denied.requested;
+        let asked = match denied.resource {
+            Resource::Cost => format!("up to {} USD", usd(denied.requested)),
+            _ => denied.requested.to_string(),
+        };
         message.push_str(&format!(" This request needs {asked}, more than the whole limit: it can never fit."));
     }
     let gauges: Vec<Gauge> = hard(&denied.standing).map(gauge).collect();

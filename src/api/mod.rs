@@ -28,6 +28,7 @@ mod server;
 mod source;
 mod sse;
 mod state;
+pub(crate) mod usage;
 
 pub use config::Config;
 pub use lifecycle::Lifecycle;

@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 
 use super::contract::complete;
 use super::router::{ops_routes, routes};
-use super::{account, admin, docs_page, health, openai, openapi, schema};
+use super::{account, admin, docs_page, health, openai, openapi, schema, usage};
 
 /// Every handler that is part of the contract. A test compares this list with the router, in both directions.
 ///
@@ -67,6 +67,12 @@ use super::{account, admin, docs_page, health, openai, openapi, schema};
         admin::keys::create_key_for,
         admin::keys::get_any_key,
         admin::keys::revoke_any_key,
+        admin::prices::list_prices,
+        admin::prices::put_prices,
+        usage::report::own_usage,
+        usage::report::all_usage,
+        usage::organization::completions,
+        usage::organization::costs,
         health::livez,
         health::readyz,
         health::health,

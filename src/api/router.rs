@@ -11,7 +11,7 @@ use super::cors::cors;
 use super::error::{ApiError, Kind};
 use super::request_context::with_context;
 use super::state::Api;
-use super::{account, admin, docs_page, health, openai, openapi};
+use super::{account, admin, docs_page, health, openai, openapi, usage};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +95,7 @@ fn account_routes() -> Vec<Route> {
         get("/v1/api-keys/{id}", Caller, account::get_key),
         delete("/v1/api-keys/{id}", Caller, account::revoke_key),
         get("/v1/me", Caller, account::me),
+        get("/v1/usage", Caller, usage::own_usage),
         post("/v1/tiers/lookup", Caller, account::lookup_tier),
     ]
 }
@@ -128,6 +129,11 @@ fn administration() -> Vec<Route> {
         post("/admin/v1/api-keys", Admin, admin::create_key_for),
         get("/admin/v1/api-keys/{id}", Admin, admin::get_any_key),
         delete("/admin/v1/api-keys/{id}", Admin, admin::revoke_any_key),
+        get("/admin/v1/prices", Admin, admin::list_prices),
+        put("/admin/v1/prices", Admin, admin::put_prices),
+        get("/admin/v1/usage", Admin, usage::all_usage),
+        get("/v1/organization/usage/completions", Admin, usage::completions),
+        get("/v1/organization/costs", Admin, usage::costs),
     ]
 }
 
@@ -136,12 +142,10 @@ fn later() -> Vec<Route> {
     use Access::{Admin, Caller};
     let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
     let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke", "/v1/tokens"];
-    let admin_gets = ["/admin/v1/prices", "/admin/v1/usage", "/admin/v1/config"];
+    let admin_gets = ["/admin/v1/config"];
     let mut routes = vec![
         route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet),
         delete("/v1/tokens", Caller, not_yet),
-        get("/v1/usage", Caller, not_yet),
-        put("/admin/v1/prices", Admin, not_yet),
         put("/admin/v1/config", Admin, not_yet),
     ];
     routes.extend(post_only.iter().chain(&own).map(|path| post(path, Caller, not_yet)));

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
+
+use super::money_args::{PriceCommand, UsageArgs};
 
 pub(super) use super::model_args::{ModelCommand, ModelCreateArgs, ModelListArgs, ModelNameArgs, ModelSourceArgs};
 use crate::governance::audit::Head;
@@ -49,8 +51,11 @@ pub enum Command {
     /// List what is served; add, load, unload and delete models; look into a model's files, download one
     #[command(subcommand)]
     Model(ModelCommand),
-    /// Who used how much, from the ledger
+    /// Who used how much, and what it cost
     Usage(UsageArgs),
+    /// Show and set what tokens cost
+    #[command(subcommand)]
+    Price(PriceCommand),
     /// Who changed what, and whether the log of it is whole
     #[command(subcommand)]
     Audit(AuditCommand),
@@ -340,46 +345,6 @@ pub struct UserNameArgs {
     pub json: bool,
     #[command(flatten)]
     pub remote: Remote,
-}
-
-/// Options of `usage`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  millgate usage                                this month, by user
-  millgate usage --by model,tier --since 7d
-  millgate usage --user alice --by key --json
-
-Reads the ledger in the data directory, also while the server runs.")]
-pub struct UsageArgs {
-    /// One line for each of these; may be combined with commas
-    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "user")]
-    pub by: Vec<GroupBy>,
-    /// Only this user
-    #[arg(long, value_name = "NAME")]
-    pub user: Option<String>,
-    /// How far back: 24h, 7d [default: since the first of the month, UTC]
-    #[arg(long, value_name = "DURATION")]
-    pub since: Option<String>,
-    /// The data directory [default: millgate-data]
-    #[arg(long, value_name = "FOLDER")]
-    pub data_dir: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What usage is added up by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum GroupBy {
-    /// User name
-    User,
-    /// Key id
-    Key,
-    /// Tier
-    Tier,
-    /// Model
-    Model,
 }
 
 /// `audit ...` (administrators only).

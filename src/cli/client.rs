@@ -59,6 +59,15 @@ impl Client {
         response.json().await.with_context(|| format!("`{}{path}` did not answer JSON", self.base))
     }
 
+    /// A GET that answers text.
+    ///
+    /// # Errors
+    /// As [`Client::json`].
+    pub(super) async fn text(&self, path: &str) -> Result<String> {
+        let response = self.send(Method::GET, path, None).await?;
+        response.text().await.context("the answer broke off")
+    }
+
     /// A streamed POST; `on_event` gets the data of each event until `[DONE]` and says whether to go on.
     ///
     /// # Errors

@@ -135,6 +135,9 @@ impl From<StoreError> for ServiceError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Exists { operation } => Self::Conflict(format!("cannot {operation}: it exists already")),
+            StoreError::TooMany { .. } => {
+                Self::invalid("group_by", format!("{error}: ask for a shorter time, longer buckets or fewer groups"))
+            }
             other => Self::Unavailable(other),
         }
     }

@@ -16,9 +16,10 @@ use super::error::{AuthFailure, Denied, LimitStanding, Refusal, StandingError, S
 use super::identity::Identities;
 use super::keys::Credential;
 use super::permit::{Ask, Permit};
-use super::policy::Principal;
+use super::policy::{Largest, Principal};
 use super::ports::{Counters, Need, Records, Reserved};
 use super::rebuild;
+use super::refusals::Refusals;
 use super::settler::{self, Settler, Unsettled};
 use super::tier_files::Watched;
 
@@ -35,6 +36,7 @@ pub(super) struct Core {
     pub(super) identities: Identities,
     pub(super) settler: Settler,
     pub(super) watched: Watched,
+    pub(super) refusals: Refusals,
     edge: FailureGuard,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -55,8 +57,8 @@ impl Governor {
         config: Config,
     ) -> Result<(Self, FirstStart), StartError> {
         let first = bootstrap::run(records.as_ref(), &config, clock.now_us()).await?;
-        rebuild::recover(records.as_ref(), clock.as_ref()).await?;
         let tables = records.policy().await?;
+        rebuild::recover(records.as_ref(), &tables.prices, clock.as_ref()).await?;
         rebuild::restore(records.as_ref(), counters.as_ref(), &tables, clock.as_ref()).await?;
         let mut salt_secret = [0; 32];
         getrandom::fill(&mut salt_secret).map_err(|error| StartError::Random(error.to_string()))?;
@@ -107,8 +109,12 @@ impl Governor {
         let plan = who.policy.plan(model, now_us);
         let least = Need { requests: 1, sequences: 1, ..Need::default() };
         match core.counters.probe(&plan.charges, least).await {
-            Ok(Reserved::Refused { refusing, counts }) if plan.is_last_word(&refusing, &counts, largest) => {
-                Err(Box::new(plan.denied(&refusing, &counts, now_us)))
+            Ok(Reserved::Refused { refusing, counts })
+                if plan.is_last_word(&refusing, &counts, core.largest(who, model, largest)) =>
+            {
+                let denied = plan.denied(&refusing, &counts, now_us);
+                core.refusals.note(who, model, &denied, now_us);
+                Err(Box::new(denied))
             }
             Ok(_) | Err(_) => Ok(()),
         }
@@ -146,6 +152,7 @@ impl Governor {
     pub async fn shutdown(&self) {
         let core = &self.0;
         core.settler.flush().await;
+        core.refusals.flush(core.records.as_ref()).await;
         core.stop_settler.cancel();
         core.stop.cancel();
         core.tasks.close();
@@ -172,11 +179,22 @@ impl Core {
             config,
             settler,
             watched: Watched::default(),
+            refusals: Refusals::default(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             stop_settler: CancellationToken::new(),
         });
         (core, queue)
+    }
+
+    /// The most that a request of `tokens` may cost; a model that is not known yet may have any price.
+    fn largest(&self, who: &Principal, model: Option<&str>, tokens: u64) -> Largest {
+        let now_us = self.clock.now_us();
+        let cost_nano_usd = match model {
+            Some(model) => who.policy.price(model, now_us).map_or(0, |record| record.price.dearest_nano_usd(tokens)),
+            None => u64::MAX,
+        };
+        Largest { tokens, cost_nano_usd }
     }
 
     /// True when the policy version was read from the store recently enough; reads it if it was not.
@@ -211,6 +229,9 @@ async fn watch(core: Arc<Core>) {
             () = tokio::time::sleep(core.config.policy_poll.max(Duration::from_millis(1))) => {}
         }
         core.follow_version().await;
+        if !core.refusals.is_empty() {
+            core.refusals.flush(core.records.as_ref()).await;
+        }
         let now_us = core.clock.steady_us();
         if now_us >= next_used_us {
             next_used_us = now_us + micros(core.config.last_used_every);

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
+use super::attribution::Attribution;
 use super::keys::{self, BOOTSTRAP_ID, Credential, Presented};
 use super::policy::{ADMINS, AUTHENTICATED, Policy, Principal};
 use super::ports::{PolicyTables, Records, StoreError};
@@ -145,6 +146,10 @@ impl Identities {
             key: key.map(|key| key.id.clone()),
             address: None,
             cache_salt: self.salt(user.id),
+            attribution: Arc::new(Attribution::new(
+                user.groups.iter().map(|membership| membership.group.clone()).collect(),
+                key.map(|key| key.labels.clone()).unwrap_or_default(),
+            )),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A limit: how much of what, in which window, shared by whom; its text form and its JSON form.
 //!
-//! `100000 tokens / 1m`, `4 concurrent`, `2000000 tokens / day Europe/Paris`, optionally followed by `per key` or `per tier`,
-//! `on MODEL`, and `soft` or `shadow`.
+//! `100000 tokens / 1m`, `4 concurrent`, `2000000 tokens / day Europe/Paris`, `20 usd / month`, optionally followed by `per key`
+//! or `per tier`, `on MODEL`, and `soft` or `shadow`.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,11 +10,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::pricing::{parse_usd, usd};
+
 /// What is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Resource {
-    /// Requests; one each, spent at admission and never given back.
+    /// Requests; one each, spent at admission and given back only when the answer is an error.
     Requests,
     /// Prompt and completion tokens together.
     Tokens,
@@ -24,7 +26,7 @@ pub enum Resource {
     CompletionTokens,
     /// Sequences being answered at this moment (prompts x n).
     Concurrent,
-    /// Money; known so that it can be refused by name until prices exist.
+    /// Money, in nano-dollars; what tokens cost at the admission's price.
     Cost,
 }
 
@@ -64,7 +66,7 @@ impl FromStr for Resource {
             "prompt_token" | "prompt_tokens" => Self::PromptTokens,
             "completion_token" | "completion_tokens" => Self::CompletionTokens,
             "concurrent" => Self::Concurrent,
-            "usd" | "cost" => return Err(LimitError::CostNotSupported),
+            "usd" | "cost" => Self::Cost,
             other => return Err(LimitError::Resource(other.to_owned())),
         })
     }
@@ -190,11 +192,11 @@ impl FromStr for Zone {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LimitError {
     /// The resource is unknown.
-    #[error("`{0}` is not a resource: use requests, tokens, prompt_tokens, completion_tokens or concurrent")]
+    #[error("`{0}` is not a resource: use requests, tokens, prompt_tokens, completion_tokens, cost or concurrent")]
     Resource(String),
-    /// Money is not counted yet.
-    #[error("limits on cost are not supported yet")]
-    CostNotSupported,
+    /// The amount of money is not a number above zero that fits.
+    #[error("amount `{0}` must be US dollars with at most 9 decimals, above 0 and at most 9007199.254740991")]
+    Money(String),
     /// The amount is not a number above zero that fits.
     #[error("amount `{0}` must be a whole number from 1 to 9007199254740991")]
     Amount(String),
@@ -227,7 +229,7 @@ pub const AMOUNT_MAX: u64 = (1 << 53) - 1;
 pub struct Limit {
     /// What is counted.
     pub resource: Resource,
-    /// How much of it passes; at least 1.
+    /// How much of it passes; at least 1. Money in nano-dollars.
     pub amount: u64,
     /// In which time.
     pub window: Window,
@@ -245,7 +247,7 @@ impl Limit {
     /// # Errors
     /// [`LimitError`] names what is wrong.
     pub fn new(resource: Resource, amount: u64, window: &str) -> Result<Self, LimitError> {
-        LimitSpec::plain(resource, amount, window).try_into()
+        LimitSpec::plain(resource, AmountSpec::of(resource, amount), window).try_into()
     }
 
     /// The window's part of the text form and of messages: `1m`, `day`, `day Europe/Paris`.
@@ -288,8 +290,8 @@ pub fn check_limits(limits: &[Limit]) -> Result<(), LimitError> {
 pub struct LimitSpec {
     /// What is counted.
     pub resource: String,
-    /// How much; at least 1.
-    pub amount: u64,
+    /// How much: a whole number above 0; money as dollars in a decimal string.
+    pub amount: AmountSpec,
     /// `30s`, `1m`, `2h`, `day`, `week`, `month`; absent for `concurrent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
@@ -307,8 +309,49 @@ pub struct LimitSpec {
     pub timezone: Option<String>,
 }
 
+/// An amount as JSON, YAML and TOML spell it, unchecked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "`amount` must be a whole number, or US dollars in a string")]
+pub enum AmountSpec {
+    /// `100000`
+    Whole(u64),
+    /// `0.5`, for money written without quotes.
+    Fraction(f64),
+    /// `"0.5"`, as money is written in JSON.
+    Text(String),
+}
+
+impl AmountSpec {
+    /// The amount of a limit, as it is shown.
+    pub fn of(resource: Resource, amount: u64) -> Self {
+        match resource {
+            Resource::Cost => Self::Text(usd(amount)),
+            _ => Self::Whole(amount),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Whole(amount) => amount.to_string(),
+            // The shortest form that reads back alike: what was written, as far as money goes.
+            Self::Fraction(amount) => amount.to_string(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+
+    fn check(&self, resource: Resource) -> Result<u64, LimitError> {
+        let text = self.text();
+        let digits: String = text.chars().filter(|c| *c != '_' && *c != ',').collect();
+        let (amount, wrong) = match resource {
+            Resource::Cost => (parse_usd(&digits), LimitError::Money(text)),
+            _ => (digits.parse().ok(), LimitError::Amount(text)),
+        };
+        amount.filter(|amount| (1..=AMOUNT_MAX).contains(amount)).ok_or(wrong)
+    }
+}
+
 impl LimitSpec {
-    fn plain(resource: Resource, amount: u64, window: &str) -> Self {
+    fn plain(resource: Resource, amount: AmountSpec, window: &str) -> Self {
         Self {
             resource: resource.as_str().into(),
             amount,
@@ -326,9 +369,7 @@ impl TryFrom<LimitSpec> for Limit {
 
     fn try_from(spec: LimitSpec) -> Result<Self, LimitError> {
         let resource: Resource = spec.resource.parse()?;
-        if spec.amount == 0 || spec.amount > AMOUNT_MAX {
-            return Err(LimitError::Amount(spec.amount.to_string()));
-        }
+        let amount = spec.amount.check(resource)?;
         let window = match (resource, spec.window) {
             (Resource::Concurrent, None) => Window::Now,
             (Resource::Concurrent, Some(_)) => return Err(LimitError::WindowPresence("concurrent".into())),
@@ -338,14 +379,7 @@ impl TryFrom<LimitSpec> for Limit {
         if spec.timezone.is_some() && !matches!(window, Window::Calendar(..)) {
             return Err(LimitError::ZoneWithoutPeriod);
         }
-        Ok(Self {
-            resource,
-            amount: spec.amount,
-            window,
-            scope: spec.scope,
-            model: spec.model.map(Into::into),
-            mode: spec.mode,
-        })
+        Ok(Self { resource, amount, window, scope: spec.scope, model: spec.model.map(Into::into), mode: spec.mode })
     }
 }
 
@@ -358,7 +392,7 @@ impl From<Limit> for LimitSpec {
         };
         Self {
             resource: limit.resource.as_str().into(),
-            amount: limit.amount,
+            amount: AmountSpec::of(limit.resource, limit.amount),
             window,
             scope: limit.scope,
             model: limit.model.map(|model| model.to_string()),
@@ -417,7 +451,10 @@ impl fmt::Display for Window {
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.amount, self.resource.as_str())?;
+        match self.resource {
+            Resource::Cost => write!(f, "{} usd", usd(self.amount))?,
+            resource => write!(f, "{} {}", self.amount, resource.as_str())?,
+        }
         if self.window != Window::Now {
             write!(f, " / {}", self.window)?;
         }
@@ -441,7 +478,10 @@ impl FromStr for Limit {
     fn from_str(text: &str) -> Result<Self, LimitError> {
         let mut words = text.split_whitespace().peekable();
         let amount = words.next().unwrap_or_default();
-        let mut spec = LimitSpec::plain(Resource::Tokens, parse_amount(amount)?, "");
+        if !amount.starts_with(|c: char| c.is_ascii_digit()) {
+            return Err(LimitError::Amount(amount.to_owned()));
+        }
+        let mut spec = LimitSpec::plain(Resource::Tokens, AmountSpec::Text(amount.to_owned()), "");
         spec.resource = words.next().unwrap_or_default().to_owned();
         if words.next_if_eq(&"/").is_some() {
             let window = words.next().unwrap_or_default();
@@ -478,11 +518,6 @@ fn is_tail(word: &str) -> bool {
     matches!(word, "per" | "on" | "hard" | "soft" | "shadow")
 }
 
-fn parse_amount(text: &str) -> Result<u64, LimitError> {
-    let digits: String = text.chars().filter(|c| *c != '_' && *c != ',').collect();
-    digits.parse().map_err(|_| LimitError::Amount(text.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -498,6 +533,9 @@ mod tests {
             "5 requests / 2m per key on llama-3 soft",
             "10 prompt_tokens / month",
             "10 completion_tokens / 60s per tier shadow",
+            "20 usd / month",
+            "0.000000001 usd / 1m per key on llama-3",
+            "9007199.254740991 usd / day Europe/Paris per tier soft",
         ] {
             assert_eq!(text.parse::<Limit>().expect(text).to_string(), text);
         }
@@ -518,7 +556,11 @@ mod tests {
             ("10 bananas / 1m", "`bananas`"),
             ("4 concurrent / 1m", "`concurrent`"),
             ("10 tokens / day Mars/Olympus", "`Mars/Olympus`"),
-            ("20 usd / month", "not supported yet"),
+            ("0 usd / month", "amount `0` must be US dollars"),
+            ("0.0000000001 usd / month", "amount `0.0000000001` must be US dollars"),
+            ("9007199.254740992 usd / month", "must be US dollars"),
+            ("1.5 tokens / 1m", "amount `1.5` must be a whole number"),
+            ("20 usd", "has a window"),
             ("10 tokens / 1m maybe", "`maybe`"),
             ("", "amount ``"),
         ] {
@@ -534,8 +576,18 @@ mod tests {
         assert_eq!(limit.to_string(), "5 tokens / 1m");
         let unknown = serde_json::from_str::<Limit>(r#"{"resource":"tokens","amount":5,"window":"1m","colour":"red"}"#);
         assert!(unknown.expect_err("unknown field").to_string().contains("colour"));
-        let cost = serde_json::from_str::<Limit>(r#"{"resource":"cost","amount":5,"window":"month"}"#);
-        assert!(cost.expect_err("cost").to_string().contains("not supported yet"));
+        for amount in [r#""20.5""#, "20.5"] {
+            let json = format!(r#"{{"resource":"cost","amount":{amount},"window":"month"}}"#);
+            let limit: Limit = serde_json::from_str(&json).expect("money");
+            assert_eq!((limit.to_string().as_str(), limit.amount), ("20.5 usd / month", 20_500_000_000));
+            assert!(serde_json::to_string(&limit).expect("json").contains(r#""amount":"20.5""#));
+        }
+        let whole: Limit = serde_json::from_str(r#"{"resource":"cost","amount":5,"window":"1h"}"#).expect("money");
+        assert_eq!(whole.amount, 5_000_000_000);
+        for amount in ["-1", "1.5", "true"] {
+            let json = format!(r#"{{"resource":"tokens","amount":{amount},"window":"1m"}}"#);
+            assert!(serde_json::from_str::<Limit>(&json).expect_err(amount).to_string().contains("amount"), "{amount}");
+        }
     }
 
     #[test]
@@ -550,10 +602,13 @@ mod tests {
         fn text_and_json_round_trip(amount in 1..=AMOUNT_MAX, count in 1..=99_999u32, unit in "[smh]", per in 0..3usize, mode in 0..3usize) {
             let per = ["", " per key", " per tier"][per];
             let mode = ["", " soft", " shadow"][mode];
-            let limit: Limit = format!("{amount} tokens / {count}{unit}{per}{mode}").parse().expect("limit");
-            prop_assert_eq!(&limit.to_string().parse::<Limit>().expect("text"), &limit);
-            let json = serde_json::to_string(&limit).expect("json");
-            prop_assert_eq!(&serde_json::from_str::<Limit>(&json).expect("json"), &limit);
+            for what in [format!("{amount} tokens"), format!("{} usd", usd(amount))] {
+                let limit: Limit = format!("{what} / {count}{unit}{per}{mode}").parse().expect("limit");
+                prop_assert_eq!(limit.amount, amount);
+                prop_assert_eq!(&limit.to_string().parse::<Limit>().expect("text"), &limit);
+                let json = serde_json::to_string(&limit).expect("json");
+                prop_assert_eq!(&serde_json::from_str::<Limit>(&json).expect("json"), &limit);
+            }
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! `limits`, `tiers`, `reservation`) is pure and takes the time as an argument.
 
 mod accounts;
+pub mod attribution;
 pub mod audit;
 mod bootstrap;
 pub mod calendar;
@@ -21,17 +22,20 @@ mod permit;
 mod permit_tests;
 mod policy;
 pub mod ports;
+pub mod pricing;
 mod rebuild;
 pub mod records;
+mod refusals;
 mod reservation;
 mod settler;
 pub mod tier_files;
 pub mod tiers;
+pub mod usage;
 pub mod window;
 
 pub use accounts::{
     Affected, AppliedTiers, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me,
-    ModelPatch, NewKey, NewModel, NewTier, NewUser, TierPatch, UserPatch,
+    ModelPatch, NewKey, NewModel, NewPrice, NewTier, NewUser, TierPatch, UserPatch,
 };
 pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};

@@ -13,8 +13,9 @@ use uuid::Uuid;
 use super::error::{Denied, LimitStanding, Refusal};
 use super::governor::Core;
 use super::policy::{Plan, Principal};
-use super::ports::{Commit, Extent, JournalEntry, Reserved, StoreError};
-use super::records::{LedgerRecord, RequestRecord, ReservationRecord, Status, Usage, spend};
+use super::ports::{Commit, Extent, JournalEntry, Need, Reserved, StoreError};
+use super::pricing::Price;
+use super::records::{Bill, LedgerRecord, RequestRecord, ReservationRecord, Status, Usage, spend};
 use super::reservation::{self, CompletionCap};
 use super::settler::Unsettled;
 
@@ -70,6 +71,8 @@ struct Open {
     request: RequestRecord,
     extents: Vec<Extent>,
     sequences: u64,
+    /// Fixed at admission.
+    price: Price,
     /// How it ends if it is dropped while settling.
     status: Status,
 }
@@ -106,14 +109,19 @@ impl Permit {
         }
         let now_us = core.clock.now_us();
         let plan = policy.plan(Some(&ask.model), now_us);
-        let need = reservation::admission(ask.prompt_tokens, ask.sequences, ask.cap, core.config.block_tokens);
+        let priced = policy.price(&ask.model, now_us);
+        let price = priced.map_or_else(Price::default, |record| record.price);
+        let tokens = reservation::admission(ask.prompt_tokens, ask.sequences, ask.cap, core.config.block_tokens);
+        let need = Need { price, ..tokens };
         let mut abandoned = Abandoned(core, Some(ask.request_id));
         let answer = core.counters.reserve(ask.request_id, &plan.charges, need).await;
         let (at_us, completion_tokens, counts) = match answer {
             Ok(Reserved::Granted { at_us, completion_tokens, counts }) => (at_us, completion_tokens, counts),
             Ok(Reserved::Refused { refusing, counts }) => {
                 abandoned.1 = None;
-                return Err(Refusal::Denied(Box::new(plan.denied(&refusing, &counts, now_us))));
+                let denied = plan.denied(&refusing, &counts, now_us);
+                core.refusals.note(who, Some(&ask.model), &denied, now_us);
+                return Err(Refusal::Denied(Box::new(denied)));
             }
             Err(error) => {
                 tracing::error!(%error, "cannot admit a request");
@@ -131,13 +139,21 @@ impl Permit {
             model: ask.model,
             endpoint: ask.endpoint.to_owned(),
             admitted_at_us: now_us,
+            price_version: priced.map(|record| record.version),
+            attribution: who.attribution.clone(),
         };
-        let extent = Extent { at_us, requests: 1, prompt_tokens: need.prompt_tokens, completion_tokens };
+        let extent = need.extent(at_us, completion_tokens);
         let row = ReservationRecord { request: request.clone(), extents: vec![extent], progress: Usage::default() };
         let durable = core.records.submit(JournalEntry::Open(row)).shared();
         Ok(Self {
             core: core.clone(),
-            open: Some(Open { request, extents: vec![extent], sequences: ask.sequences, status: Status::Aborted }),
+            open: Some(Open {
+                request,
+                extents: vec![extent],
+                sequences: ask.sequences,
+                price,
+                status: Status::Aborted,
+            }),
             scheduling: Scheduling {
                 flow: flow_of(who),
                 weight: if plan.is_over_soft(&counts) { (tier.weight / 8).max(1) } else { tier.weight },
@@ -163,12 +179,12 @@ impl Permit {
     /// [`Denied`] when a limit has less than that left; nothing is charged anywhere then.
     pub async fn extend(&mut self, want: u64) -> Result<u64, Denied> {
         let open = self.open.as_mut().expect("a permit is open until it is settled, and settling consumes it");
-        let need = reservation::extension(want, open.sequences);
+        let need = Need { price: open.price, ..reservation::extension(want, open.sequences) };
         let now_us = self.core.clock.now_us();
         let sequence = u32::try_from(open.extents.len()).unwrap_or(u32::MAX);
         match self.core.counters.extend(open.request.id, sequence, need).await {
             Ok(Reserved::Granted { at_us, completion_tokens, counts }) => {
-                open.extents.push(Extent { at_us, completion_tokens, ..Extent::default() });
+                open.extents.push(need.extent(at_us, completion_tokens));
                 // Nobody waits for this one: it tells recovery when the tokens were charged, not how many.
                 drop(
                     self.core
@@ -217,7 +233,7 @@ impl Permit {
         let open = self.open.as_mut().expect("a permit is open until it is settled, and settling consumes it");
         open.status = status;
         let (id, row) = (open.request.id, self.core.row(open, usage));
-        if let Err(error) = self.core.counters.settle(id, row.usage).await {
+        if let Err(error) = self.core.counters.settle(id, row.bill()).await {
             // The settler, reached through drop, tries again; the row is written there as well.
             tracing::error!(%error, request.id = %id, "cannot settle a request yet");
             return Err(StoreError::Unavailable { operation: "settle a request", message: error.message });
@@ -244,33 +260,34 @@ impl Permit {
 
 impl Core {
     fn row(&self, open: &Open, usage: Usage) -> LedgerRecord {
-        ledger_row(open.request.clone(), &open.extents, usage, open.status, self.clock.now_us())
+        let outcome = Outcome { usage, status: open.status, price: open.price };
+        ledger_row(open.request.clone(), &open.extents, outcome, self.clock.now_us())
     }
 }
 
+/// How a request ended, and what its tokens cost.
+pub(super) struct Outcome {
+    pub(super) usage: Usage,
+    pub(super) status: Status,
+    pub(super) price: Price,
+}
+
 /// The ledger row of a request: charged is what was used, nothing for a failed answer, never more than was reserved.
-pub(super) fn ledger_row(
-    request: RequestRecord,
-    extents: &[Extent],
-    usage: Usage,
-    status: Status,
-    now_us: i64,
-) -> LedgerRecord {
-    let asked = if status.is_charged() { usage } else { Usage::default() };
-    let mut charged = spend(extents, asked);
-    let prompt_tokens = charged.iter().map(|extent| extent.prompt_tokens).sum();
-    let completion_tokens = charged.iter().map(|extent| extent.completion_tokens).sum();
+pub(super) fn ledger_row(request: RequestRecord, extents: &[Extent], outcome: Outcome, now_us: i64) -> LedgerRecord {
+    let Outcome { usage: reported, status, price } = outcome;
+    let asked = if status.is_charged() { reported } else { Usage::default() };
+    let prompt_tokens = asked.prompt_tokens.min(extents.iter().map(|extent| extent.prompt_tokens).sum());
+    let completion_tokens = asked.completion_tokens.min(extents.iter().map(|extent| extent.completion_tokens).sum());
     if (prompt_tokens, completion_tokens) != (asked.prompt_tokens, asked.completion_tokens) {
         tracing::error!(request.id = %request.id, "a request used more than it was allowed; charged is what it was allowed");
     }
-    charged.retain(|extent| extent.requests + extent.prompt_tokens + extent.completion_tokens > 0);
-    LedgerRecord {
-        request,
-        usage: Usage { prompt_tokens, completion_tokens, cached_tokens: asked.cached_tokens.min(prompt_tokens) },
-        status,
-        settled_at_us: now_us,
-        charged,
-    }
+    let usage = Usage { prompt_tokens, completion_tokens, cached_tokens: asked.cached_tokens.min(prompt_tokens) };
+    // INVARIANT: reservations are rounded up, so the cost never exceeds what the extents hold together.
+    let cost_nano_usd = price.cost_nano_usd(usage);
+    let bill = Bill { requests: u64::from(status.is_charged()), usage, cost_nano_usd };
+    let mut charged = spend(extents, bill);
+    charged.retain(|extent| !extent.is_empty());
+    LedgerRecord { request, usage, cost_nano_usd, status, settled_at_us: now_us, charged }
 }
 
 fn flow_of(who: &Principal) -> u64 {

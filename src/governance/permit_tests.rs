@@ -20,7 +20,7 @@ use super::identity::Identities;
 use super::permit::{Ask, Permit};
 use super::policy::Principal;
 use super::ports::{
-    Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, Need, PolicyTables, Records,
+    Bill, Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, Need, PolicyTables, Records,
     Reserved, Restored, StoreError, SubjectSum, UsageQuery, UsageSum,
 };
 use super::records::{
@@ -71,9 +71,9 @@ impl Counters for Distant {
         answer
     }
 
-    async fn settle(&self, id: Uuid, used: Usage) -> Result<(), CounterError> {
+    async fn settle(&self, id: Uuid, bill: Bill) -> Result<(), CounterError> {
         yield_now().await;
-        let answer = self.0.settle(id, used).await;
+        let answer = self.0.settle(id, bill).await;
         yield_now().await;
         answer
     }
@@ -121,7 +121,7 @@ fn tables() -> PolicyTables {
         settings: "{}".into(),
         created_at_us: 0,
     };
-    PolicyTables { version: 1, tiers: vec![tier], models: vec![model] }
+    PolicyTables { version: 1, tiers: vec![tier], models: vec![model], ..PolicyTables::default() }
 }
 
 impl Scene {

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::attribution::Attribution;
 use super::audit::Author;
 use super::calendar;
 use super::error::{Denied, LimitStanding};
 use super::limits::{Limit, Mode, Resource, Scope, Window};
 use super::ports::{Charge, Count, CounterKey, PolicyTables, Refusing, Retry};
+use super::pricing::{PriceList, PriceRecord};
 use super::records::{KeyId, KeyRecord, TierRecord, UserId};
 use super::tiers;
 
@@ -37,6 +39,8 @@ pub struct Principal {
     pub address: Option<IpAddr>,
     /// Separates this user's cached prefixes from everybody else's.
     pub(super) cache_salt: [u8; 16],
+    /// What their usage is reported by.
+    pub(super) attribution: Arc<Attribution>,
 }
 
 impl Principal {
@@ -69,6 +73,7 @@ pub struct Policy {
     models: BTreeSet<Arc<str>>,
     limits: Vec<Arc<Named>>,
     has_model_limits: bool,
+    prices: Arc<PriceList>,
     plans: Mutex<HashMap<Option<String>, Arc<Plan>>>,
 }
 
@@ -98,6 +103,7 @@ impl Policy {
             user,
             key: key.map(|key| key.id.clone()),
             has_model_limits: limits.iter().any(|named| named.limit.model.is_some()),
+            prices: tables.prices.clone(),
             tier,
             models,
             limits,
@@ -118,6 +124,11 @@ impl Policy {
     /// The models that are visible, by name.
     pub fn models(&self) -> impl Iterator<Item = &str> {
         self.models.iter().map(AsRef::as_ref)
+    }
+
+    /// What tokens of `model` cost now; `None`: nothing.
+    pub(super) fn price(&self, model: &str, now_us: i64) -> Option<&PriceRecord> {
+        self.prices.at(model, now_us)
     }
 
     /// The limits that apply, in words.
@@ -198,6 +209,13 @@ struct Mark {
     charge: usize,
 }
 
+/// The most that a request which is not read yet may turn out to need.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Largest {
+    pub(super) tokens: u64,
+    pub(super) cost_nano_usd: u64,
+}
+
 /// The counters one request charges, and the limits that watch them.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -232,15 +250,18 @@ impl Plan {
         })
     }
 
-    /// True when no limit on tokens can make a request of at most `largest` tokens wait longer than `refusing` does.
-    pub(super) fn is_last_word(&self, refusing: &[Refusing], counts: &[Count], largest: u64) -> bool {
+    /// True when no limit on tokens or money can make a request of at most `largest` wait longer than `refusing` does.
+    pub(super) fn is_last_word(&self, refusing: &[Refusing], counts: &[Count], largest: Largest) -> bool {
         let wait_us = refusing.iter().map(|one| one.retry.wait_us()).max().unwrap_or(0);
-        self.charges.iter().zip(counts).all(|(charge, count)| match (charge.key.resource, charge.hard) {
-            (Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens, Some(amount)) => {
-                let left = amount.saturating_sub(count.used).saturating_sub(count.held);
-                left >= largest.min(amount) || count.reset_after_us <= wait_us
-            }
-            _ => true,
+        self.charges.iter().zip(counts).all(|(charge, count)| {
+            let needed = match charge.key.resource {
+                Resource::Tokens | Resource::PromptTokens | Resource::CompletionTokens => largest.tokens,
+                Resource::Cost => largest.cost_nano_usd,
+                Resource::Requests | Resource::Concurrent => return true,
+            };
+            let Some(amount) = charge.hard else { return true };
+            let left = amount.saturating_sub(count.used).saturating_sub(count.held);
+            left >= needed.min(amount) || count.reset_after_us <= wait_us
         })
     }
 

@@ -15,11 +15,13 @@ use uuid::Uuid;
 use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
-pub use super::records::Extent;
+use super::pricing::{Price, PriceList, PriceRecord};
+pub use super::records::{Bill, Extent};
 use super::records::{
     KeyId, KeyRecord, LedgerRecord, ModelRecord, RequestRecord, ReservationRecord, TierRecord, Usage, UserId,
     UserRecord,
 };
+pub use super::usage::{RefusalCount, UsageGroup, UsageQuery, UsageSource, UsageSum};
 
 /// Why the store could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -54,6 +56,12 @@ pub enum StoreError {
         /// Why not.
         message: Arc<str>,
     },
+    /// The answer would have too many lines.
+    #[error("the report would have more than {most} lines")]
+    TooMany {
+        /// How many there may be.
+        most: usize,
+    },
     /// Another process works in this data directory.
     #[error("data directory `{0}` is in use by another process")]
     InUse(Arc<str>),
@@ -62,7 +70,7 @@ pub enum StoreError {
     Closed,
 }
 
-/// Tiers and models of one policy version, read together.
+/// Tiers, models and prices of one policy version, read together.
 #[derive(Debug, Clone, Default)]
 pub struct PolicyTables {
     /// Bumped by every change, in its own transaction.
@@ -71,6 +79,8 @@ pub struct PolicyTables {
     pub tiers: Vec<TierRecord>,
     /// All models, by name.
     pub models: Vec<ModelRecord>,
+    /// All versions of all prices.
+    pub prices: Arc<PriceList>,
 }
 
 /// One step of a policy change; a list of them is applied in one transaction.
@@ -101,6 +111,8 @@ pub enum Change {
     PutGroup(String),
     /// Notes the effective configuration, secrets masked, in the audit log if it is another than at the last note.
     NoteConfig(Value),
+    /// Adds a version of a price.
+    AddPrice(PriceRecord),
 }
 
 /// Changes that belong together, with who makes them and when.
@@ -125,46 +137,6 @@ pub struct KeyFilter {
     pub limit: u32,
 }
 
-/// One line of a usage report.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct UsageSum {
-    /// One value for each [`UsageGroup`] asked for, in that order.
-    pub group: Vec<String>,
-    /// Rows.
-    pub requests: u64,
-    /// Tokens charged.
-    pub usage: Usage,
-}
-
-/// What a usage report is grouped by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UsageGroup {
-    /// By user name.
-    User,
-    /// By key id.
-    Key,
-    /// By tier name.
-    Tier,
-    /// By model name.
-    Model,
-}
-
-/// Which rows a usage report adds up.
-///
-/// # Units
-/// Microseconds since the Unix epoch, by admission; start inclusive, end exclusive.
-#[derive(Debug, Clone, Default)]
-pub struct UsageQuery {
-    /// First instant.
-    pub start_us: i64,
-    /// First instant that is not included.
-    pub end_us: i64,
-    /// One line for each combination; empty: one line in all.
-    pub group_by: Vec<UsageGroup>,
-    /// Only of this user.
-    pub user: Option<UserId>,
-}
-
 /// Sums of the ledger by subject, for rebuilding calendar counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectSum {
@@ -176,10 +148,12 @@ pub struct SubjectSum {
     pub tier: String,
     /// For which model.
     pub model: String,
-    /// Rows.
+    /// Rows that were charged.
     pub requests: u64,
     /// Tokens charged.
     pub usage: Usage,
+    /// Money charged.
+    pub cost_nano_usd: u64,
 }
 
 /// One entry of the request journal.
@@ -203,6 +177,8 @@ pub enum JournalEntry {
     },
     /// It is settled: the reservation goes, the ledger row comes. The store keeps trying until it is written.
     Close(LedgerRecord),
+    /// So many requests were refused since the last time.
+    Refused(Vec<RefusalCount>),
 }
 
 /// Resolves when the journal entry is on the disk.
@@ -289,6 +265,9 @@ pub trait Records: Send + Sync + 'static {
     async fn charged_between(&self, start_us: i64, end_us: i64) -> Result<Vec<SubjectSum>, StoreError>;
 
     /// A usage report.
+    ///
+    /// # Errors
+    /// [`StoreError::TooMany`] when it would have more lines than [`LINES_MAX`](super::usage::LINES_MAX).
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError>;
 
     /// One ledger row.
@@ -387,22 +366,49 @@ pub struct Need {
     pub completion_least: u64,
     /// Do not grant more.
     pub completion_most: u64,
+    /// What tokens cost, fixed at admission.
+    pub price: Price,
 }
 
 impl Need {
-    /// What a counter of `resource` is charged in any case.
-    pub fn fixed(&self, resource: Resource) -> u64 {
+    /// What a counter of `resource` is charged with so many completion tokens; money as the most they can cost.
+    pub fn charged(&self, resource: Resource, completion_tokens: u64) -> u64 {
         match resource {
             Resource::Requests => self.requests,
-            Resource::Tokens | Resource::PromptTokens => self.prompt_tokens,
+            Resource::Tokens => self.prompt_tokens + completion_tokens,
+            Resource::PromptTokens => self.prompt_tokens,
+            Resource::CompletionTokens => completion_tokens,
             Resource::Concurrent => self.sequences,
-            Resource::CompletionTokens | Resource::Cost => 0,
+            Resource::Cost => self.price.ceiling_nano_usd(self.prompt_tokens, completion_tokens),
         }
     }
 
     /// True when completion tokens count on `resource`.
-    pub fn is_elastic(resource: Resource) -> bool {
-        matches!(resource, Resource::Tokens | Resource::CompletionTokens)
+    pub fn is_elastic(&self, resource: Resource) -> bool {
+        match resource {
+            Resource::Tokens | Resource::CompletionTokens => true,
+            Resource::Cost => self.price.completion_pico_usd > 0,
+            Resource::Requests | Resource::PromptTokens | Resource::Concurrent => false,
+        }
+    }
+
+    /// How many completion tokens fit on an elastic counter of `resource` that has `left`.
+    pub fn affordable_tokens(&self, resource: Resource, left: u64) -> u64 {
+        match resource {
+            Resource::Cost => self.price.affordable_tokens(left, self.prompt_tokens),
+            _ => left.saturating_sub(self.charged(resource, 0)),
+        }
+    }
+
+    /// The charge of a grant of so many completion tokens at `at_us`.
+    pub fn extent(&self, at_us: i64, completion_tokens: u64) -> Extent {
+        Extent {
+            at_us,
+            requests: self.requests,
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens,
+            cost_nano_usd: self.charged(Resource::Cost, completion_tokens),
+        }
     }
 }
 
@@ -502,8 +508,8 @@ pub trait Counters: Send + Sync + 'static {
     /// Charges one more block for an open reservation; calendar charges go to the period of the admission.
     async fn extend(&self, id: Uuid, sequence: u32, need: Need) -> Result<Reserved, CounterError>;
 
-    /// Ends a reservation: `used` stays counted, latest charges are given back first, sequences are released.
-    async fn settle(&self, id: Uuid, used: Usage) -> Result<(), CounterError>;
+    /// Ends a reservation: the bill stays counted, latest charges are given back first, sequences are released.
+    async fn settle(&self, id: Uuid, bill: Bill) -> Result<(), CounterError>;
 
     /// Looks without touching.
     async fn peek(&self, charges: &[Charge]) -> Result<Vec<Count>, CounterError>;

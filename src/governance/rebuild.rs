@@ -6,14 +6,15 @@ use super::calendar;
 use super::clock::Clock;
 use super::error::StartError;
 use super::limits::{Limit, Resource, Scope, Window};
-use super::permit::ledger_row;
+use super::permit::{Outcome, ledger_row};
 use super::ports::{
     CounterKey, Counters, Extent, JournalEntry, PolicyTables, Records, Restored, StoreError, WindowKind,
 };
+use super::pricing::PriceList;
 use super::records::{KeyId, LedgerRecord, RequestRecord, Status, UserId};
 
 /// Charges every open reservation with what was journalled for it, exactly once.
-pub(super) async fn recover(records: &dyn Records, clock: &dyn Clock) -> Result<(), StartError> {
+pub(super) async fn recover(records: &dyn Records, prices: &PriceList, clock: &dyn Clock) -> Result<(), StartError> {
     let open = records.open_reservations().await?;
     if open.is_empty() {
         return Ok(());
@@ -21,7 +22,18 @@ pub(super) async fn recover(records: &dyn Records, clock: &dyn Clock) -> Result<
     tracing::warn!(requests = open.len(), "the last process ended with requests open; they are charged as journalled");
     let commits: Vec<_> = open
         .into_iter()
-        .map(|row| ledger_row(row.request, &row.extents, row.progress, Status::Recovered, clock.now_us()))
+        .map(|row| {
+            // Versions are never deleted: the price is the one of the admission.
+            let price =
+                row.request.price_version.and_then(|version| prices.version(version)).map(|record| record.price);
+            let price = price.unwrap_or_default();
+            ledger_row(
+                row.request,
+                &row.extents,
+                Outcome { usage: row.progress, status: Status::Recovered, price },
+                clock.now_us(),
+            )
+        })
         .map(|row| records.submit(JournalEntry::Close(row)))
         .collect();
     for commit in commits {
@@ -159,6 +171,7 @@ async fn calendars(records: &dyn Records, limits: &Limits<'_>, now_us: i64) -> R
                 requests: sum.requests,
                 prompt_tokens: sum.usage.prompt_tokens,
                 completion_tokens: sum.usage.completion_tokens,
+                cost_nano_usd: sum.cost_nano_usd,
             };
             let request = subject(sum.user, sum.key, sum.tier, sum.model);
             for (key, _) in limits.counters_of(&request).into_iter().filter(|(key, _)| key.window == kind) {
@@ -185,6 +198,8 @@ fn subject(user: UserId, key: Option<KeyId>, tier: String, model: String) -> Req
         model,
         endpoint: String::new(),
         admitted_at_us: 0,
+        price_version: None,
+        attribution: std::sync::Arc::default(),
     }
 }
 
@@ -195,7 +210,8 @@ fn charged(extent: &Extent, resource: Resource) -> u64 {
         Resource::Tokens => extent.prompt_tokens.saturating_add(extent.completion_tokens),
         Resource::PromptTokens => extent.prompt_tokens,
         Resource::CompletionTokens => extent.completion_tokens,
+        Resource::Cost => extent.cost_nano_usd,
         // Nothing of an earlier process is in flight any more.
-        Resource::Concurrent | Resource::Cost => 0,
+        Resource::Concurrent => 0,
     }
 }

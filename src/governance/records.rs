@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::attribution::Attribution;
 use super::limits::Limit;
 
 /// A user's stable internal id; names are for display.
@@ -280,7 +281,7 @@ impl FromStr for Status {
 /// One charge in time: an admission, or one more block of completion tokens.
 ///
 /// # Units
-/// `at_us`: the limiter's steady clock; `requests`, tokens.
+/// `at_us`: the limiter's steady clock; `requests`, tokens, nano-dollars.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Extent {
     /// When it was charged.
@@ -294,6 +295,32 @@ pub struct Extent {
     /// Completion tokens charged.
     #[serde(default)]
     pub completion_tokens: u64,
+    /// Money charged: reserved as the most it can cost, kept as what it did.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cost_nano_usd: u64,
+}
+
+impl Extent {
+    /// True when nothing is left of it.
+    pub fn is_empty(&self) -> bool {
+        self.requests == 0 && self.prompt_tokens == 0 && self.completion_tokens == 0 && self.cost_nano_usd == 0
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// What a request is charged when it is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bill {
+    /// 1, or 0 for a failed answer.
+    pub requests: u64,
+    /// Tokens.
+    pub usage: Usage,
+    /// Money.
+    pub cost_nano_usd: u64,
 }
 
 /// Who asked for what; shared by a reservation and its ledger row.
@@ -317,6 +344,10 @@ pub struct RequestRecord {
     pub endpoint: String,
     /// When it was admitted, wall clock.
     pub admitted_at_us: i64,
+    /// The price that was in force then; `None`: the model had none.
+    pub price_version: Option<u64>,
+    /// The user's groups and the key's labels at that time.
+    pub attribution: Arc<Attribution>,
 }
 
 /// A request that is admitted and not settled.
@@ -337,32 +368,51 @@ pub struct LedgerRecord {
     pub request: RequestRecord,
     /// What the answer used.
     pub usage: Usage,
+    /// What it cost; rounded once, and never worked out again.
+    pub cost_nano_usd: u64,
     /// How it ended.
     pub status: Status,
     /// When it was settled, wall clock.
     pub settled_at_us: i64,
-    /// What was charged, by charge time; sums to the usage for charged rows.
+    /// What was charged, by charge time; sums to the usage and the cost for charged rows, to nothing for failed ones.
     pub charged: Vec<Extent>,
 }
 
-/// Cuts `reserved` down to what was used: the earliest charges are spent first, so what is given back is the latest.
+impl From<Usage> for Bill {
+    /// An answer of a model without a price.
+    fn from(usage: Usage) -> Self {
+        Self { requests: 1, usage, cost_nano_usd: 0 }
+    }
+}
+
+impl LedgerRecord {
+    /// What it charges on the counters.
+    pub fn bill(&self) -> Bill {
+        let requests = u64::from(self.status.is_charged());
+        Bill { requests, usage: self.usage, cost_nano_usd: self.cost_nano_usd }
+    }
+}
+
+/// Cuts `reserved` down to the bill: the earliest charges are spent first, so what is given back is the latest.
 ///
-/// Requests stay spent whatever happened. The result has one entry for each of `reserved`, in order.
-pub fn spend(reserved: &[Extent], used: Usage) -> Vec<Extent> {
-    let (mut prompt, mut completion) = (used.prompt_tokens, used.completion_tokens);
-    reserved
-        .iter()
-        .map(|extent| {
-            let kept = Extent {
-                prompt_tokens: extent.prompt_tokens.min(prompt),
-                completion_tokens: extent.completion_tokens.min(completion),
-                ..*extent
-            };
-            prompt -= kept.prompt_tokens;
-            completion -= kept.completion_tokens;
-            kept
-        })
-        .collect()
+/// The result has one entry for each of `reserved`, in order.
+pub fn spend(reserved: &[Extent], bill: Bill) -> Vec<Extent> {
+    let mut left = bill;
+    let mut take = |extent: &Extent| {
+        let kept = Extent {
+            at_us: extent.at_us,
+            requests: extent.requests.min(left.requests),
+            prompt_tokens: extent.prompt_tokens.min(left.usage.prompt_tokens),
+            completion_tokens: extent.completion_tokens.min(left.usage.completion_tokens),
+            cost_nano_usd: extent.cost_nano_usd.min(left.cost_nano_usd),
+        };
+        left.requests -= kept.requests;
+        left.usage.prompt_tokens -= kept.prompt_tokens;
+        left.usage.completion_tokens -= kept.completion_tokens;
+        left.cost_nano_usd -= kept.cost_nano_usd;
+        kept
+    };
+    reserved.iter().map(&mut take).collect()
 }
 
 #[cfg(test)]
@@ -372,20 +422,28 @@ mod tests {
     #[test]
     fn what_is_given_back_comes_from_the_latest_charges() {
         let reserved = [
-            Extent { at_us: 1, requests: 1, prompt_tokens: 10, completion_tokens: 256 },
-            Extent { at_us: 2, completion_tokens: 256, ..Extent::default() },
-            Extent { at_us: 3, completion_tokens: 256, ..Extent::default() },
+            Extent { at_us: 1, requests: 1, prompt_tokens: 10, completion_tokens: 256, cost_nano_usd: 50 },
+            Extent { at_us: 2, completion_tokens: 256, cost_nano_usd: 40, ..Extent::default() },
+            Extent { at_us: 3, completion_tokens: 256, cost_nano_usd: 40, ..Extent::default() },
         ];
-        let used = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 300 };
-        let spent = spend(&reserved, used);
-        let completions: Vec<u64> = spent.iter().map(|extent| extent.completion_tokens).collect();
-        assert_eq!(completions, [256, 44, 0]);
+        let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 300 };
+        let spent = spend(&reserved, Bill { requests: 1, usage, cost_nano_usd: 55 });
+        let kept: Vec<_> = spent.iter().map(|extent| (extent.completion_tokens, extent.cost_nano_usd)).collect();
+        assert_eq!(kept, [(256, 50), (44, 5), (0, 0)]);
+        assert_eq!(spent[0].requests, 1);
     }
 
     #[test]
-    fn an_answer_that_failed_keeps_the_request_and_nothing_else() {
-        let reserved = [Extent { at_us: 1, requests: 1, prompt_tokens: 10, completion_tokens: 5 }];
-        let spent = spend(&reserved, Usage::default());
-        assert_eq!(spent, [Extent { at_us: 1, requests: 1, ..Extent::default() }]);
+    fn an_answer_that_failed_keeps_nothing() {
+        let reserved = [Extent { at_us: 1, requests: 1, prompt_tokens: 10, completion_tokens: 5, cost_nano_usd: 7 }];
+        assert!(spend(&reserved, Bill::default())[0].is_empty());
+    }
+
+    #[test]
+    fn journals_written_before_there_was_money_are_read() {
+        let old: Extent = serde_json::from_str(r#"{"at_us":1,"requests":1,"prompt_tokens":2,"completion_tokens":3}"#)
+            .expect("an old extent");
+        assert_eq!((old.completion_tokens, old.cost_nano_usd), (3, 0));
+        assert!(!serde_json::to_string(&old).expect("JSON").contains("cost"), "free requests store nothing more");
     }
 }

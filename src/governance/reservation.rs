@@ -1,6 +1,7 @@
 //! How much a request reserves before it starts, and how much more it asks for while it runs.
 
 use super::ports::Need;
+use super::pricing::Price;
 
 /// What a request asks to be admitted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ const TOKENS_MAX: u64 = 1 << 40;
 ///
 /// An explicit maximum is reserved whole, so such an answer is never cut by a limit. Without one a block for each sequence is
 /// reserved, or what is left, at least one token a sequence.
+///
+/// The caller puts in the price: tokens do not depend on it.
 pub(super) fn admission(prompt_tokens: u64, sequences: u64, cap: CompletionCap, block_tokens: u64) -> Need {
     let all = |a_sequence: u64| a_sequence.saturating_mul(sequences).min(TOKENS_MAX);
     let (least, most) = match cap {
@@ -33,6 +36,7 @@ pub(super) fn admission(prompt_tokens: u64, sequences: u64, cap: CompletionCap, 
         sequences,
         completion_least: least,
         completion_most: most,
+        price: Price::default(),
     }
 }
 

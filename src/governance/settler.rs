@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::ports::{Commit, Counters, JournalEntry, Records};
-use super::records::{LedgerRecord, Usage};
+use super::records::{Bill, LedgerRecord};
 
 /// Something that must still be settled.
 #[derive(Debug)]
@@ -66,9 +66,10 @@ pub(super) async fn run(
         };
         match next {
             None => break,
-            Some(Unsettled::Abandoned(id)) => settle(&counters, id, Usage::default()).await,
+            // It was admitted and its client left: the request unit stays spent.
+            Some(Unsettled::Abandoned(id)) => settle(&counters, id, Bill { requests: 1, ..Bill::default() }).await,
             Some(Unsettled::Row(row)) => {
-                settle(&counters, row.request.id, row.usage).await;
+                settle(&counters, row.request.id, row.bill()).await;
                 written.push(records.submit(JournalEntry::Close(*row)));
             }
             Some(Unsettled::Flush(done)) => {
@@ -83,8 +84,8 @@ pub(super) async fn run(
     wait(&mut written).await;
 }
 
-async fn settle(counters: &Arc<dyn Counters>, id: Uuid, usage: Usage) {
-    while let Err(error) = counters.settle(id, usage).await {
+async fn settle(counters: &Arc<dyn Counters>, id: Uuid, bill: Bill) {
+    while let Err(error) = counters.settle(id, bill).await {
         tracing::error!(%error, request.id = %id, "cannot settle a request yet");
         tokio::time::sleep(RETRY).await;
     }

@@ -7,3 +7,4 @@ mod limits;
 mod smoke;
 mod tiers;
 mod truth;
+mod usage;

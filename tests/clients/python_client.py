@@ -1,6 +1,6 @@
 """Drives a running Millgate with OpenAI's own Python client, as an application would.
 
-Environment: MILLGATE_URL (ends in /v1), MILLGATE_MODEL, MILLGATE_KEY (no limit in the way), MILLGATE_LIMITED_KEY (one request every two
+Environment: MILLGATE_URL (ends in /v1), MILLGATE_ADMIN_KEY, MILLGATE_MODEL, MILLGATE_KEY (no limit in the way), MILLGATE_LIMITED_KEY (one request every two
 seconds), MILLGATE_REVOKED_KEY, MILLGATE_HIDDEN_MODEL (exists, but is not published to the caller's tier).
 Prints one line a check; the exit status is 0 only when every check held.
 """
@@ -100,6 +100,35 @@ def a_limit_is_a_rate_limit_error_and_automatic_retry_gets_through():
     assert time.monotonic() - began >= wait * 0.5, "the retry did not wait as the header says"
 
 
+def typed_admin_usage_adds_up_to_what_was_seen():
+    admin = openai.OpenAI(base_url=URL, api_key="unused", admin_api_key=os.environ["MILLGATE_ADMIN_KEY"], max_retries=0)
+    ask = dict(start_time=int(time.time()) - 86400, bucket_width="1h", limit=168)
+    sums = lambda **more: [
+        result for bucket in admin.admin.organization.usage.completions(**ask, **more).data for result in bucket.results
+    ]
+    total = lambda results: tuple(
+        sum(getattr(result, field) for result in results)
+        for field in ("num_model_requests", "input_tokens", "input_cached_tokens", "output_tokens")
+    )
+    before = total(sums())
+    usage = client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=7).usage
+    after = total(sums())
+    seen = (1, usage.prompt_tokens, usage.prompt_tokens_details.cached_tokens, usage.completion_tokens)
+    assert tuple(b - a for a, b in zip(before, after)) == seen, (before, after, seen)
+    by_model = sums(group_by=["model", "user_id"])
+    assert {result.model for result in by_model} == {MODEL} and all(result.user_id for result in by_model)
+    assert total(by_model) == after
+    page = admin.admin.organization.usage.costs(start_time=int(time.time()) - 86400, group_by=["line_item"])
+    amounts = [result.amount for bucket in page.data for result in bucket.results]
+    assert amounts and all(amount.currency == "usd" and amount.value > 0 for amount in amounts), page
+    forbidden = raised(
+        openai.PermissionDeniedError,
+        lambda: openai.OpenAI(base_url=URL, api_key="unused", admin_api_key=os.environ["MILLGATE_KEY"], max_retries=0)
+        .admin.organization.usage.completions(start_time=0),
+    )
+    assert forbidden.body["type"] == "authorization_error"
+
+
 def leaving_a_stream_closes_it():
     stream = client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=200, stream=True)
     next(iter(stream))
@@ -114,6 +143,7 @@ CHECKS = [
     models_are_listed,
     errors_map_to_the_clients_classes,
     a_limit_is_a_rate_limit_error_and_automatic_retry_gets_through,
+    typed_admin_usage_adds_up_to_what_was_seen,
     leaving_a_stream_closes_it,
 ]
 

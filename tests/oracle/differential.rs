@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use millgate::governance::ports::{Charge, Count, CounterError, Counters, Need, Refusing, Reserved, Restored, Retry};
+use millgate::governance::ports::{
+    Bill, Charge, Count, CounterError, Counters, Need, Refusing, Reserved, Restored, Retry,
+};
 use millgate::governance::{ManualClock, Usage};
 use millgate::store::MemoryCounters;
 use uuid::Uuid;
@@ -95,9 +97,10 @@ impl Counters for Lying {
         Ok(self.twist(answer))
     }
 
-    async fn settle(&self, id: Uuid, used: Usage) -> Result<(), CounterError> {
+    async fn settle(&self, id: Uuid, bill: Bill) -> Result<(), CounterError> {
         let lost = if matches!(self.lie, Lie::NoRefund) { 1 } else { 0 };
-        self.inner.settle(id, Usage { completion_tokens: used.completion_tokens + lost, ..used }).await
+        let usage = Usage { completion_tokens: bill.usage.completion_tokens + lost, ..bill.usage };
+        self.inner.settle(id, Bill { usage, ..bill }).await
     }
 
     async fn peek(&self, charges: &[Charge]) -> Result<Vec<Count>, CounterError> {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use millgate::governance::limits::{Resource, Window};
-use millgate::governance::ports::{Charge, Counters, Need, Reserved, Restored, Retry, WindowKind};
+use millgate::governance::ports::{Bill, Charge, Counters, Need, Reserved, Restored, Retry, WindowKind};
+use millgate::governance::pricing::Price;
 use millgate::governance::{Limit, ManualClock, Usage, UserId, calendar};
 use uuid::Uuid;
 
@@ -15,6 +16,14 @@ const SECOND_US: i64 = 1_000_000;
 const HOUR_US: i64 = 3600 * SECOND_US;
 /// A plan knows its own calendar period and the next: it is never used when both are over.
 const PLAN_MAX_AGE_US: i64 = 20 * HOUR_US;
+
+/// Nothing; fractions of a nano-dollar; free answers; cached tokens that cost more than others.
+const PRICES: [Price; 4] = [
+    Price { prompt_pico_usd: 0, cached_pico_usd: 0, completion_pico_usd: 0 },
+    Price { prompt_pico_usd: 1_337, cached_pico_usd: 669, completion_pico_usd: 2_749 },
+    Price { prompt_pico_usd: 2_000, cached_pico_usd: 0, completion_pico_usd: 0 },
+    Price { prompt_pico_usd: 1, cached_pico_usd: 900, completion_pico_usd: 333 },
+];
 
 /// One history under way.
 pub(super) struct History<'a> {
@@ -78,7 +87,7 @@ impl<'a> History<'a> {
             74..76 => self.settle_again().await,
             76..79 => match self.any_open() {
                 // Charged, and then the admission was cancelled.
-                Some(id) => self.settle_with(id, Usage::default()).await,
+                Some(id) => self.settle_with(id, Usage::default().into()).await,
                 None => Ok(()),
             },
             79..90 => self.probe().await,
@@ -159,6 +168,7 @@ impl<'a> History<'a> {
             sequences,
             completion_least: least,
             completion_most: most,
+            price: *random.pick(&PRICES),
         }
     }
 
@@ -209,7 +219,8 @@ impl<'a> History<'a> {
         };
         let least = self.random.within(0, 3);
         let most = least * self.random.within(1, 60);
-        let need = Need { completion_least: least, completion_most: most, ..Need::default() };
+        let price = *self.random.pick(&PRICES);
+        let need = Need { completion_least: least, completion_most: most, price, ..Need::default() };
         let expected = self.oracle.extend(id, sequence, need, self.now());
         let found = self.counters.extend(id, sequence, need).await.map_err(|_| Misused);
         self.same(&format!("extend {id} {sequence} {need:?}"), &expected, &found)
@@ -224,17 +235,23 @@ impl<'a> History<'a> {
             cached_tokens: 0,
             completion_tokens: self.random.within(0, completion) + beyond,
         };
-        self.settle_with(id, used).await
+        // Mostly what the tokens cost at some price, now and then nothing at all: an answer that failed.
+        let bill = if self.random.percent(10) {
+            Bill::default()
+        } else {
+            Bill { requests: 1, usage: used, cost_nano_usd: self.random.pick(&PRICES).cost_nano_usd(used) }
+        };
+        self.settle_with(id, bill).await
     }
 
     async fn settle_again(&mut self) -> Result<(), String> {
         let Some(id) = self.recent.first().map(|(id, ..)| *id) else { return Ok(()) };
-        self.settle_with(id, Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 1 }).await
+        self.settle_with(id, Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 1 }.into()).await
     }
 
-    async fn settle_with(&mut self, id: Uuid, used: Usage) -> Result<(), String> {
-        self.oracle.settle(id, used);
-        self.counters.settle(id, used).await.map_err(|error| format!("settle {id} {used:?}: {error}"))
+    async fn settle_with(&mut self, id: Uuid, bill: Bill) -> Result<(), String> {
+        self.oracle.settle(id, bill);
+        self.counters.settle(id, bill).await.map_err(|error| format!("settle {id} {bill:?}: {error}"))
     }
 
     async fn probe(&mut self) -> Result<(), String> {
@@ -276,7 +293,7 @@ impl<'a> History<'a> {
             let need = Need { requests: 1, prompt_tokens: 3, ..Need::default() };
             let counters = self.counters;
             counters.reserve(id, &Arc::from([charge]), need).await.map_err(|error| error.to_string())?;
-            counters.settle(id, Usage::default()).await.map_err(|error| error.to_string())?;
+            counters.settle(id, Usage::default().into()).await.map_err(|error| error.to_string())?;
         }
         Ok(())
     }
@@ -298,7 +315,7 @@ impl<'a> History<'a> {
     /// The promise in its plainest words: in the length that ends now there is not more than the amount.
     fn assert_strict(&self, plan: &Plan, need: Need, now: Moment) {
         for (key, hard) in &plan.charges {
-            let takes = need.fixed(key.resource) > 0 || (Need::is_elastic(key.resource) && need.completion_most > 0);
+            let takes = need.charged(key.resource, need.completion_most) > 0;
             if let (WindowKind::Sliding(length_us), Some(amount), true) = (&key.window, hard, takes) {
                 let within = self.oracle.within(key, *length_us, now);
                 assert!(within <= *amount, "{within} of {amount} within {length_us} us on {key:?}");

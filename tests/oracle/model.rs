@@ -5,8 +5,8 @@
 use std::collections::{HashMap, HashSet};
 
 use millgate::governance::limits::{Period, Resource, Zone};
-use millgate::governance::ports::{Charge, Count, CounterKey, Need, Refusing, Reserved, Retry, WindowKind};
-use millgate::governance::{Clock, ManualClock, Usage};
+use millgate::governance::ports::{Bill, Charge, Count, CounterKey, Need, Refusing, Reserved, Retry, WindowKind};
+use millgate::governance::{Clock, ManualClock};
 use uuid::Uuid;
 
 use super::calendar::Almanac;
@@ -40,6 +40,7 @@ struct Block {
     prompt_tokens: u64,
     completion_tokens: u64,
     requests: u64,
+    cost_nano_usd: u64,
     entries: Vec<usize>,
     answer: Reserved,
 }
@@ -107,23 +108,27 @@ impl Oracle {
         answer
     }
 
-    pub(super) fn settle(&mut self, id: Uuid, used: Usage) {
+    pub(super) fn settle(&mut self, id: Uuid, bill: Bill) {
         let Some(open) = self.open.remove(&id) else { return };
         self.settled.insert(id);
-        let (mut prompt_left, mut completion_left) = (used.prompt_tokens, used.completion_tokens);
+        let (mut prompt_left, mut completion_left) = (bill.usage.prompt_tokens, bill.usage.completion_tokens);
+        let (mut requests_left, mut cost_left) = (bill.requests, bill.cost_nano_usd);
         for block in &open.blocks {
             // The earliest grants were used up first, so the latest are given back first.
             let prompt = block.prompt_tokens.min(prompt_left);
             let completion = block.completion_tokens.min(completion_left);
+            let (requests, cost) = (block.requests.min(requests_left), block.cost_nano_usd.min(cost_left));
             (prompt_left, completion_left) = (prompt_left - prompt, completion_left - completion);
+            (requests_left, cost_left) = (requests_left - requests, cost_left - cost);
             for entry in &block.entries {
                 let entry = &mut self.entries[*entry];
                 entry.kept = Some(match entry.counter.resource {
-                    Resource::Requests => block.requests,
+                    Resource::Requests => requests,
                     Resource::Tokens => prompt + completion,
                     Resource::PromptTokens => prompt,
                     Resource::CompletionTokens => completion,
-                    Resource::Concurrent | Resource::Cost => 0,
+                    Resource::Cost => cost,
+                    Resource::Concurrent => 0,
                 });
             }
         }
@@ -191,6 +196,7 @@ impl Oracle {
             prompt_tokens: need.prompt_tokens,
             completion_tokens,
             requests: need.requests,
+            cost_nano_usd: asked(Resource::Cost, need, completion_tokens),
             entries,
             answer: answer.clone(),
         });
@@ -205,15 +211,25 @@ impl Oracle {
                 // Nothing is asked of it, so it has no say.
                 continue;
             }
-            let (requested, fixed) = (asked(key.resource, need, need.completion_least), asked(key.resource, need, 0));
+            let requested = asked(key.resource, need, need.completion_least);
             let total = self.total(key, *period, now);
             if requested > amount {
                 refusing.push(Refusing { charge: index, requested, retry: Retry::Never });
             } else if total + requested > amount {
                 let retry = self.retry(key, *period, amount - requested, now);
                 refusing.push(Refusing { charge: index, requested, retry });
-            } else if asked(key.resource, need, 1) > fixed {
-                most = most.min(amount - fixed - total);
+            } else {
+                // The most that still fits, by halving.
+                let (mut fits, mut too_many) = (need.completion_least, most + 1);
+                while fits + 1 < too_many {
+                    let middle = fits + (too_many - fits) / 2;
+                    if total + asked(key.resource, need, middle) <= amount {
+                        fits = middle;
+                    } else {
+                        too_many = middle;
+                    }
+                }
+                most = fits;
             }
         }
         let counts = self.peek(plan, now);
@@ -306,7 +322,13 @@ fn asked(resource: Resource, need: Need, completion: u64) -> u64 {
         Resource::PromptTokens => need.prompt_tokens,
         Resource::CompletionTokens => completion,
         Resource::Concurrent => need.sequences,
-        Resource::Cost => 0,
+        // Every prompt token at whichever price is higher, rounded up to whole nano-dollars.
+        Resource::Cost => {
+            let dearest = u128::from(need.price.prompt_pico_usd.max(need.price.cached_pico_usd));
+            let tokens = u128::from(completion) * u128::from(need.price.completion_pico_usd);
+            let pico = u128::from(need.prompt_tokens) * dearest + tokens;
+            u64::try_from(pico / 1000 + u128::from(pico % 1000 > 0)).expect("far from the end")
+        }
     }
 }
 

@@ -106,6 +106,7 @@ fn random_rule(random: &mut Random) -> Rule {
         Resource::PromptTokens,
         Resource::CompletionTokens,
         Resource::Concurrent,
+        Resource::Cost,
     ]);
     let range = match resource {
         Resource::Requests => (1, 12),
@@ -119,6 +120,11 @@ fn random_rule(random: &mut Random) -> Rule {
     };
     let mode = random.pick(&["", "", "", "soft", "shadow"]);
     let amount = random.within(range.0, range.1);
-    let text = format!("{amount} {} {window} {} {mode}", resource.as_str(), random.pick(&SUBJECTS));
+    // Money is written in dollars and counted in nano-dollars.
+    let what = match resource {
+        Resource::Cost => format!("{} usd", millgate::governance::pricing::usd(amount)),
+        _ => format!("{amount} {}", resource.as_str()),
+    };
+    let text = format!("{what} {window} {} {mode}", random.pick(&SUBJECTS));
     Rule { limit: text.parse().unwrap_or_else(|error| panic!("{text}: {error}")), range }
 }

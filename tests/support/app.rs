@@ -73,7 +73,7 @@ pub(crate) struct TestApp {
     users: AtomicU32,
     stop: CancellationToken,
     tasks: TaskTracker,
-    _data: TempDir,
+    data: TempDir,
 }
 
 impl TestApp {
@@ -180,7 +180,7 @@ impl Builder {
             users: AtomicU32::new(0),
             stop,
             tasks,
-            _data: data,
+            data,
         }
     }
 
@@ -305,6 +305,11 @@ impl TestApp {
     /// Lets time pass.
     pub(crate) fn advance(&self, by: Duration) {
         self.clock.as_ref().expect("the test runs on a manual clock").advance(by);
+    }
+
+    /// Where the store keeps its files.
+    pub(crate) fn data_dir(&self) -> &std::path::Path {
+        self.data.path()
     }
 
     /// The ledger, oldest row first.

@@ -143,7 +143,7 @@ impl Subject {
         match (self, ticket) {
             (Self::Millgate { counters, .. }, Ticket::Ours(id)) => {
                 let used = Usage { prompt_tokens: 100, cached_tokens: 0, completion_tokens };
-                counters.settle(id, used).now_or_never().expect("in memory").expect("settled");
+                counters.settle(id, used.into()).now_or_never().expect("in memory").expect("settled");
             }
             (Self::Limitador { limiter, namespace, .. }, Ticket::Reserved(id)) => {
                 limiter.commit_reservation(namespace, context, id.as_ref(), total).expect("committed");

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::api::error::{ApiError, retry_after_ms};
 use crate::api::json::json_response;
+use crate::api::limits::figure;
 use crate::api::schema::Me;
 use crate::api::state::Api;
 use crate::governance::{LimitStanding, Principal};
@@ -43,14 +44,14 @@ fn standing_view(standing: &LimitStanding) -> Value {
     json!({
         "limit": &*standing.limit,
         "resource": standing.resource,
-        "amount": standing.amount,
+        "amount": figure(standing.resource, standing.amount),
         "window": &*standing.window,
         "scope": standing.scope,
         "mode": standing.mode,
         "model": standing.model.as_deref(),
-        "used": standing.used,
-        "held": standing.held,
-        "remaining": standing.remaining,
+        "used": figure(standing.resource, standing.used),
+        "held": figure(standing.resource, standing.held),
+        "remaining": figure(standing.resource, standing.remaining),
         "reset": seconds + i64::from(rest > 0),
         "reset_after_ms": retry_after_ms(standing.reset_after),
     })

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::shared::{Limit, LimitInput, Mode, Resource, Scope};
+use super::shared::{Amount, Limit, LimitInput, Mode, Resource, Scope};
 
 /// What a new key should be.
 #[derive(ToSchema)]
@@ -100,16 +100,16 @@ pub(crate) struct Standing {
     /// The limit in words.
     limit: String,
     resource: Resource,
-    amount: u64,
+    amount: Amount,
     window: String,
     scope: Scope,
     mode: Mode,
     #[schema(required)]
     model: Option<String>,
-    used: u64,
+    used: Amount,
     /// Reserved by requests in flight.
-    held: u64,
-    remaining: u64,
+    held: Amount,
+    remaining: Amount,
     /// When it is whole again, in seconds since the Unix epoch.
     reset: i64,
     reset_after_ms: u64,

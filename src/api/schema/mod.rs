@@ -6,6 +6,7 @@ mod models;
 mod openai;
 mod operations;
 mod shared;
+mod usage;
 
 pub(crate) use account::{IssuedKey, Key, LookedUpTier, Me, NewKey, TierLookup};
 pub(crate) use admin::{
@@ -17,3 +18,4 @@ pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
 pub(crate) use operations::Health;
 pub(crate) use shared::{ErrorBody, Listed, PageQuery};
+pub(crate) use usage::{CompletionsPage, CostsPage, NewPrices, Price, UsageReport};

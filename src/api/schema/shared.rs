@@ -84,9 +84,8 @@ pub(crate) struct PageQuery {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limit {
     resource: Resource,
-    /// How much passes in a window.
-    #[schema(minimum = 1, maximum = 9_007_199_254_740_991_u64)]
-    amount: u64,
+    /// How much passes in a window; money as US dollars in a decimal string.
+    amount: Amount,
     /// `30s`, `1m`, `2h`: any interval of that length; `day`, `week`, `month`: calendar periods. Absent for `concurrent`.
     #[schema(pattern = "^([1-9][0-9]{0,4}(s|m|h)|day|week|month)$", example = "1m")]
     window: Option<String>,
@@ -99,6 +98,15 @@ pub(crate) struct Limit {
     /// IANA zone of a calendar period; UTC when absent.
     #[schema(example = "Europe/Paris")]
     timezone: Option<String>,
+}
+
+/// A whole number; of `cost`, US dollars in a decimal string with at most nine decimals.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(example = 100_000)]
+pub(crate) enum Amount {
+    Count(u64),
+    Dollars(String),
 }
 
 /// A limit as an object, or as a text like `5 requests / 2m`, `2000000 tokens / day Europe/Paris` or `4 concurrent`.

@@ -5,6 +5,7 @@ use crate::governance::error::{LimitStanding, ServiceError};
 use crate::governance::governor::Governor;
 use crate::governance::policy::Principal;
 use crate::governance::ports::{StoreError, UsageQuery, UsageSum};
+use crate::governance::records::UserId;
 
 /// The answer to "who am I and what is left".
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ impl Governor {
     /// `Forbidden`, the store.
     pub async fn usage(&self, actor: &Principal, query: &UsageQuery) -> Result<Vec<UsageSum>, ServiceError> {
         require_admin(actor)?;
-        Ok(self.0.records.usage(query).await?)
+        self.report(query).await
     }
 
     /// Sums of the ledger over the caller's own requests.
@@ -59,7 +60,22 @@ impl Governor {
     /// The store.
     pub async fn own_usage(&self, who: &Principal, query: &UsageQuery) -> Result<Vec<UsageSum>, ServiceError> {
         let own = UsageQuery { user: Some(who.user), ..query.clone() };
-        Ok(self.0.records.usage(&own).await?)
+        self.report(&own).await
+    }
+
+    /// The id of a user by name or id, for administrators.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`.
+    pub async fn user_named(&self, actor: &Principal, name: &str) -> Result<UserId, ServiceError> {
+        require_admin(actor)?;
+        Ok(self.user_record(name).await?.id)
+    }
+
+    /// A report that holds everything that was refused so far, too.
+    async fn report(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, ServiceError> {
+        self.0.refusals.flush(self.0.records.as_ref()).await;
+        Ok(self.0.records.usage(query).await?)
     }
 }
 

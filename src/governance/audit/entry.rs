@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::governance::ports::Change;
+use crate::governance::pricing::PriceRecord;
 use crate::governance::records::{KeyId, KeyRecord, ModelRecord, TierRecord, UserRecord};
 
 /// What the store held about the thing a change is about, read in the transaction that changes it.
@@ -24,6 +25,8 @@ pub enum Found {
     Model(ModelRecord),
     /// The group is known.
     Group,
+    /// The price that is in force when the new one takes effect.
+    Price(PriceRecord),
     /// The configuration that the last start noted.
     Config(Value),
 }
@@ -71,6 +74,10 @@ pub fn entry(change: &Change, found: &Found) -> Option<Entry> {
         (Change::PutGroup(name), Found::Nothing) => {
             Entry::create("group.create", format!("group/{name}"), json!({"name": name}))
         }
+        (Change::AddPrice(price), Found::Price(old)) => {
+            Entry::update("price.update", price_target(price), price_view(old), price_view(price))
+        }
+        (Change::AddPrice(price), _) => Entry::create("price.create", price_target(price), price_view(price)),
         (Change::NoteConfig(config), Found::Config(old)) => {
             Entry::update("config.update", CONFIG.into(), old.clone(), config.clone())
         }
@@ -139,6 +146,10 @@ fn model_target(model: &ModelRecord) -> String {
     format!("model/{}", model.name)
 }
 
+fn price_target(price: &PriceRecord) -> String {
+    format!("price/{}", price.model)
+}
+
 fn moment(us: i64) -> Value {
     Timestamp::from_microsecond(us).map_or(Value::Null, |time| time.to_string().into())
 }
@@ -168,6 +179,15 @@ fn tier_view(tier: &TierRecord) -> Value {
         "name": tier.name, "display_name": tier.display_name, "description": tier.description, "level": tier.level,
         "groups": tier.groups, "limits": tier.limits, "weight": tier.weight, "origin": tier.origin.as_str(),
         "position": tier.position,
+    })
+}
+
+fn price_view(record: &PriceRecord) -> Value {
+    let price = &record.price;
+    json!({
+        "version": record.version, "model": record.model, "unit": "pico_usd_per_token",
+        "prompt": price.prompt_pico_usd.to_string(), "cached": price.cached_pico_usd.to_string(),
+        "completion": price.completion_pico_usd.to_string(), "effective_from": moment(record.effective_from_us),
     })
 }
 

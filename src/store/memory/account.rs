@@ -97,13 +97,12 @@ impl Locked<'_> {
         let mut most = need.completion_most;
         for (index, (charge, seat)) in charges.iter().zip(seats).enumerate() {
             let Some(amount) = charge.hard else { continue };
-            let fixed = need.fixed(charge.key.resource);
-            let elastic = Need::is_elastic(charge.key.resource);
-            if fixed == 0 && !(elastic && need.completion_most > 0) {
+            let resource = charge.key.resource;
+            if need.charged(resource, need.completion_most) == 0 {
                 // It takes nothing here: a counter that was filled under a higher amount is not its business.
                 continue;
             }
-            let least = fixed + if elastic { need.completion_least } else { 0 };
+            let least = need.charged(resource, need.completion_least);
             let counter = self.counter(seat);
             let total = counter.total(seat.ticket, now);
             let refused = if least > amount {
@@ -115,7 +114,7 @@ impl Locked<'_> {
             };
             match refused {
                 Some(retry) => refusing.push(Refusing { charge: index, requested: least, retry }),
-                None if elastic => most = most.min(amount - fixed - total),
+                None if need.is_elastic(resource) => most = most.min(need.affordable_tokens(resource, amount - total)),
                 None => {}
             }
         }
@@ -125,8 +124,7 @@ impl Locked<'_> {
     /// Counts what [`Locked::check`] has allowed, as held.
     pub(super) fn hold(&mut self, charges: &[Charge], seats: &mut [Seat], need: Need, completion: u64, now: Now) {
         for (charge, seat) in charges.iter().zip(seats) {
-            let resource = charge.key.resource;
-            let amount = need.fixed(resource) + if Need::is_elastic(resource) { completion } else { 0 };
+            let amount = need.charged(charge.key.resource, completion);
             let mut ticket = seat.ticket;
             self.counter(seat).hold(&mut ticket, amount, now);
             seat.ticket = ticket;

@@ -39,8 +39,7 @@ pub(super) struct Block {
 impl Block {
     /// What was granted and charged to `seats`.
     pub(super) fn new(at_us: i64, need: Need, completion_tokens: u64, seats: Vec<Seat>, answer: Reserved) -> Self {
-        let extent = Extent { at_us, requests: need.requests, prompt_tokens: need.prompt_tokens, completion_tokens };
-        Self { extent, sequences: need.sequences, seats, answer }
+        Self { extent: need.extent(at_us, completion_tokens), sequences: need.sequences, seats, answer }
     }
 
     /// What it charged on a counter of `resource`.
@@ -59,7 +58,8 @@ pub(super) fn counted(extent: &Extent, resource: Resource) -> u64 {
         Resource::Tokens => extent.prompt_tokens + extent.completion_tokens,
         Resource::PromptTokens => extent.prompt_tokens,
         Resource::CompletionTokens => extent.completion_tokens,
-        Resource::Concurrent | Resource::Cost => 0,
+        Resource::Cost => extent.cost_nano_usd,
+        Resource::Concurrent => 0,
     }
 }
 

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::governance::clock::Clock;
-use crate::governance::ports::{Charge, Count, CounterError, Counters, Extent, Need, Reserved, Restored};
-use crate::governance::records::{Usage, spend};
+use crate::governance::ports::{Bill, Charge, Count, CounterError, Counters, Extent, Need, Reserved, Restored};
+use crate::governance::records::spend;
 
 use super::account::{Accounts, Locked, SHARDS, Seat};
 use super::book::{Block, Hold, Page, counted};
@@ -114,14 +114,14 @@ impl Counters for MemoryCounters {
         Ok(answer)
     }
 
-    async fn settle(&self, id: Uuid, used: Usage) -> Result<(), CounterError> {
+    async fn settle(&self, id: Uuid, bill: Bill) -> Result<(), CounterError> {
         let mut page = self.page(id);
         let Some(Hold { charges, parties, blocks }) = page.close(id) else {
             return Ok(());
         };
         let extents: Vec<Extent> = blocks.iter().map(|block| block.extent).collect();
         let mut locked = parties.lock();
-        for (block, spent) in blocks.iter().zip(spend(&extents, used)) {
+        for (block, spent) in blocks.iter().zip(spend(&extents, bill)) {
             for (charge, seat) in charges.iter().zip(&block.seats) {
                 let resource = charge.key.resource;
                 locked.settle(seat, block.reserved(resource), counted(&spent, resource));

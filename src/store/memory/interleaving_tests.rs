@@ -80,7 +80,7 @@ fn no_charge_and_no_refund_is_lost() {
                 for round in 0..2 {
                     let id = thread * 10 + round;
                     assert!(is_granted(&reserve(&counters, id, &list, tokens(7))));
-                    done(counters.settle(Uuid::from_u128(id), used(5, 0))).expect("settled");
+                    done(counters.settle(Uuid::from_u128(id), used(5, 0).into())).expect("settled");
                 }
             })
         };
@@ -99,7 +99,7 @@ fn a_decision_over_several_counters_is_seen_whole_or_not_at_all() {
             let (counters, list) = (counters.clone(), charges(&[pool, "100 tokens / 1m"], user));
             thread::spawn(move || {
                 if is_granted(&reserve(&counters, user, &list, tokens(6))) {
-                    done(counters.settle(Uuid::from_u128(user), used(4, 0))).expect("settled");
+                    done(counters.settle(Uuid::from_u128(user), used(4, 0).into())).expect("settled");
                 }
             })
         };
@@ -150,7 +150,7 @@ fn repeated_and_racing_calls_about_one_reservation_count_once() {
                 if done(counters.reserve(id_of, &list, tokens(10))).is_ok() {
                     let _ = done(counters.extend(id_of, 1, more));
                 }
-                done(counters.settle(id_of, used(10, settled))).expect("settled");
+                done(counters.settle(id_of, used(10, settled).into())).expect("settled");
             })
         };
         join(vec![call(2), call(4)]);
@@ -176,7 +176,7 @@ fn clearing_idle_subjects_away_never_forgets_a_charge() {
         let (spending, own) = (counters.clone(), list.clone());
         let spender = thread::spawn(move || {
             assert!(is_granted(&reserve(&spending, 1, &own, tokens(7))));
-            done(spending.settle(Uuid::from_u128(1), used(7, 0))).expect("settled");
+            done(spending.settle(Uuid::from_u128(1), used(7, 0).into())).expect("settled");
         });
         join(vec![crowd, spender]);
         assert!(counters.known() < 39, "idle subjects were cleared away");

@@ -106,6 +106,17 @@ async fn found(connection: &mut SqliteConnection, change: &Change) -> Result<Fou
             Some(_) => Found::Group,
             None => Found::Nothing,
         },
+        Change::AddPrice(price) => {
+            let select = sqlx::query(
+                "SELECT * FROM prices WHERE model = $1 AND effective_from_us <= $2 \
+                 ORDER BY effective_from_us DESC, version DESC LIMIT 1",
+            );
+            let select = select.bind(&price.model).bind(price.effective_from_us);
+            match select.fetch_optional(connection).await.map_err(failed(WRITE))? {
+                Some(row) => Found::Price(rows::price(&row)?),
+                None => Found::Nothing,
+            }
+        }
         Change::NoteConfig(_) => {
             let newest = "SELECT state_after FROM audit WHERE target = $1 ORDER BY sequence DESC LIMIT 1";
             match one(connection, newest, audit::CONFIG).await? {

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
-use crate::governance::ports::{Extent, JournalEntry};
+use crate::governance::attribution::Attribution;
+use crate::governance::ports::{Extent, JournalEntry, RefusalCount};
 use crate::governance::records::{LedgerRecord, ReservationRecord, Usage};
 
 /// What one transaction writes.
@@ -14,6 +15,7 @@ pub(super) struct Group {
     pub(super) extents: HashMap<Uuid, Vec<Extent>>,
     pub(super) progress: HashMap<Uuid, Usage>,
     pub(super) closes: Vec<LedgerRecord>,
+    pub(super) refusals: Vec<RefusalCount>,
 }
 
 impl Group {
@@ -42,6 +44,7 @@ impl Group {
                 self.progress.remove(&id);
                 self.closes.push(row);
             }
+            JournalEntry::Refused(counts) => self.refusals.extend(counts),
         }
     }
 
@@ -54,6 +57,17 @@ impl Group {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.opens.is_empty() && self.extents.is_empty() && self.progress.is_empty() && self.closes.is_empty()
+        self.opens.is_empty()
+            && self.extents.is_empty()
+            && self.progress.is_empty()
+            && self.closes.is_empty()
+            && self.refusals.is_empty()
+    }
+
+    /// Every attribution that its rows refer to, with repetitions.
+    pub(super) fn attributions(&self) -> impl Iterator<Item = &Attribution> {
+        let opens = self.opens.values().map(|row| &*row.request.attribution);
+        let closes = self.closes.iter().map(|row| &*row.request.attribution);
+        opens.chain(closes).chain(self.refusals.iter().map(|count| &*count.attribution))
     }
 }

@@ -1,23 +1,64 @@
 //! Writing one group: reservations, progress, ledger rows and their roll-ups, in one transaction.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use sqlx::query_builder::Separated;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use super::group::Group;
+use super::roll_ups;
 use super::rows::{to_i64, to_json};
+use crate::governance::attribution::Attribution;
 use crate::governance::records::{KeyId, LedgerRecord, RequestRecord, ReservationRecord, Usage};
 
 /// Rows inserted by one statement; few sizes, so that prepared statements are found again.
 const CHUNKS: [usize; 3] = [64, 8, 1];
 
+/// Attributions that are in the store, so that they are not written with every row; forgotten all at once when they are many.
+#[derive(Debug, Default)]
+pub(super) struct Known(HashSet<Uuid>);
+
+const KNOWN_MAX: usize = 16_384;
+
 /// Writes all of it or nothing.
-pub(super) async fn write(connection: &mut SqliteConnection, group: &Group) -> Result<(), sqlx::Error> {
+pub(super) async fn write(
+    connection: &mut SqliteConnection,
+    group: &Group,
+    known: &mut Known,
+) -> Result<(), sqlx::Error> {
+    let new: HashMap<Uuid, &Attribution> = group
+        .attributions()
+        .filter(|attribution| !known.0.contains(&attribution.id))
+        .map(|attribution| (attribution.id, attribution))
+        .collect();
     begin(connection).await?;
-    let written = write_rows(connection, group).await;
-    end(connection, written).await
+    let written = async {
+        for attribution in new.values() {
+            attribute(connection, attribution).await?;
+        }
+        write_rows(connection, group).await
+    };
+    let written = written.await;
+    end(connection, written).await?;
+    if known.0.len() > KNOWN_MAX {
+        known.0.clear();
+    }
+    known.0.extend(new.into_keys());
+    Ok(())
+}
+
+async fn attribute(connection: &mut SqliteConnection, attribution: &Attribution) -> Result<(), sqlx::Error> {
+    let insert = sqlx::query(
+        "INSERT INTO attributions (id, member_groups, labels) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING",
+    );
+    insert
+        .bind(attribution.id.to_string())
+        .bind(to_json(&attribution.groups))
+        .bind(to_json(&attribution.labels))
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 /// Notes when keys were last used.
@@ -81,10 +122,11 @@ async fn write_rows(connection: &mut SqliteConnection, group: &Group) -> Result<
     for chunk in chunks(&group.closes) {
         inserted.extend(close(connection, chunk).await?);
     }
-    roll_up(connection, group.closes.iter().filter(|row| inserted.contains(&row.request.id))).await
+    let charged = group.closes.iter().filter(|row| inserted.contains(&row.request.id));
+    roll_ups::write(connection, charged, &group.refusals).await
 }
 
-fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
+pub(super) fn chunks<T>(rows: &[T]) -> impl Iterator<Item = &[T]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
         let size = CHUNKS.into_iter().find(|size| *size <= rest.len())?;
@@ -104,7 +146,9 @@ fn bind_request(values: &mut Separated<'_, Sqlite, &'static str>, request: &Requ
         .push_bind(request.tier.clone())
         .push_bind(request.model.clone())
         .push_bind(request.endpoint.clone())
-        .push_bind(request.admitted_at_us);
+        .push_bind(request.admitted_at_us)
+        .push_bind(request.price_version.map(to_i64))
+        .push_bind(request.attribution.id.to_string());
 }
 
 fn bind_usage(values: &mut Separated<'_, Sqlite, &'static str>, usage: &Usage) {
@@ -117,7 +161,7 @@ fn bind_usage(values: &mut Separated<'_, Sqlite, &'static str>, usage: &Usage) {
 async fn open(connection: &mut SqliteConnection, rows: &[&ReservationRecord]) -> Result<(), sqlx::Error> {
     let mut query = QueryBuilder::new(
         "INSERT INTO reservations (id, client_request_id, user_id, user_name, key_id, tier, model, endpoint, admitted_at_us, \
-         extents, prompt_tokens, cached_tokens, completion_tokens) ",
+         price_version, attribution_id, extents, prompt_tokens, cached_tokens, completion_tokens) ",
     );
     query.push_values(rows, |mut values, row| {
         bind_request(&mut values, &row.request);
@@ -132,11 +176,13 @@ async fn open(connection: &mut SqliteConnection, rows: &[&ReservationRecord]) ->
 async fn close(connection: &mut SqliteConnection, rows: &[LedgerRecord]) -> Result<Vec<Uuid>, sqlx::Error> {
     let mut query = QueryBuilder::new(
         "INSERT INTO ledger (id, client_request_id, user_id, user_name, key_id, tier, model, endpoint, admitted_at_us, \
-         prompt_tokens, cached_tokens, completion_tokens, settled_at_us, status, charged) ",
+         price_version, attribution_id, prompt_tokens, cached_tokens, completion_tokens, cost_nano_usd, settled_at_us, \
+         status, charged) ",
     );
     query.push_values(rows, |mut values, row| {
         bind_request(&mut values, &row.request);
         bind_usage(&mut values, &row.usage);
+        values.push_bind(to_i64(row.cost_nano_usd));
         values.push_bind(row.settled_at_us).push_bind(row.status.as_str()).push_bind(to_json(&row.charged));
     });
     query.push(" ON CONFLICT (id) DO NOTHING RETURNING id");
@@ -150,54 +196,4 @@ async fn close(connection: &mut SqliteConnection, rows: &[LedgerRecord]) -> Resu
     query.build().execute(connection).await?;
     let id = |row: &sqlx::sqlite::SqliteRow| row.try_get::<&str, _>(0).ok().and_then(|id| id.parse().ok());
     Ok(inserted.iter().filter_map(id).collect())
-}
-
-const BUCKETS: [(&str, i64); 3] = [("1m", 60_000_000), ("1h", 3_600_000_000), ("1d", 86_400_000_000)];
-
-async fn roll_up(
-    connection: &mut SqliteConnection,
-    rows: impl Iterator<Item = &LedgerRecord>,
-) -> Result<(), sqlx::Error> {
-    let mut sums: BTreeMap<_, (i64, [u64; 3])> = BTreeMap::new();
-    for row in rows {
-        let request = &row.request;
-        for (bucket, length_us) in BUCKETS {
-            let start_us = request.admitted_at_us.div_euclid(length_us) * length_us;
-            let key = request.key.as_ref().map_or("", KeyId::as_str);
-            let sum = sums.entry((bucket, start_us, request.user, key, &request.tier, &request.model)).or_default();
-            sum.0 += 1;
-            sum.1[0] += row.usage.prompt_tokens;
-            sum.1[1] += row.usage.cached_tokens;
-            sum.1[2] += row.usage.completion_tokens;
-        }
-    }
-    let sums: Vec<_> = sums.into_iter().collect();
-    for chunk in chunks(&sums) {
-        let mut query = QueryBuilder::new(
-            "INSERT INTO usage_rollups (bucket, start_us, user_id, key_id, tier, model, requests, prompt_tokens, \
-             cached_tokens, completion_tokens) ",
-        );
-        query.push_values(chunk, |mut values, ((bucket, start_us, user, key, tier, model), (requests, tokens))| {
-            values
-                .push_bind(*bucket)
-                .push_bind(*start_us)
-                .push_bind(user.to_string())
-                .push_bind((*key).to_owned())
-                .push_bind((*tier).clone())
-                .push_bind((*model).clone())
-                .push_bind(*requests)
-                .push_bind(to_i64(tokens[0]))
-                .push_bind(to_i64(tokens[1]))
-                .push_bind(to_i64(tokens[2]));
-        });
-        query.push(
-            " ON CONFLICT (bucket, start_us, user_id, key_id, tier, model) DO UPDATE SET \
-             requests = usage_rollups.requests + excluded.requests, \
-             prompt_tokens = usage_rollups.prompt_tokens + excluded.prompt_tokens, \
-             cached_tokens = usage_rollups.cached_tokens + excluded.cached_tokens, \
-             completion_tokens = usage_rollups.completion_tokens + excluded.completion_tokens",
-        );
-        query.build().execute(&mut *connection).await?;
-    }
-    Ok(())
 }

@@ -1,35 +1,46 @@
-//! Reading the journal and the ledger: recovery, rebuilding counters, usage reports.
+//! Reading the journal and the ledger: recovery, and rebuilding counters.
 
 use sqlx::{QueryBuilder, SqlitePool};
 use uuid::Uuid;
 
 use super::rows::{self, column, failed};
-use crate::governance::ports::{StoreError, SubjectSum, UsageGroup, UsageQuery, UsageSum};
+use crate::governance::ports::{StoreError, SubjectSum};
 use crate::governance::records::{LedgerRecord, ReservationRecord};
 
 const READ: &str = "read the ledger";
 
 pub(super) async fn open_reservations(pool: &SqlitePool) -> Result<Vec<ReservationRecord>, StoreError> {
-    let select = sqlx::query("SELECT * FROM reservations ORDER BY admitted_at_us, id");
+    let select = sqlx::query(
+        "SELECT reservations.*, attributions.member_groups, attributions.labels FROM reservations \
+         LEFT JOIN attributions ON attributions.id = reservations.attribution_id ORDER BY admitted_at_us, reservations.id",
+    );
     let found = select.fetch_all(pool).await.map_err(failed("read the journal"))?;
     found.iter().map(rows::reservation).collect()
 }
 
 pub(super) async fn since(pool: &SqlitePool, settled_from_us: i64) -> Result<Vec<LedgerRecord>, StoreError> {
-    let select = sqlx::query("SELECT * FROM ledger WHERE settled_at_us >= $1 ORDER BY settled_at_us, id");
+    let select = sqlx::query(
+        "SELECT ledger.*, attributions.member_groups, attributions.labels FROM ledger \
+         LEFT JOIN attributions ON attributions.id = ledger.attribution_id \
+         WHERE settled_at_us >= $1 ORDER BY settled_at_us, ledger.id",
+    );
     let found = select.bind(settled_from_us).fetch_all(pool).await.map_err(failed(READ))?;
     found.iter().map(rows::ledger).collect()
 }
 
 pub(super) async fn row(pool: &SqlitePool, id: Uuid) -> Result<Option<LedgerRecord>, StoreError> {
-    let select = sqlx::query("SELECT * FROM ledger WHERE id = $1").bind(id.to_string());
+    let select = sqlx::query(
+        "SELECT ledger.*, attributions.member_groups, attributions.labels FROM ledger \
+         LEFT JOIN attributions ON attributions.id = ledger.attribution_id WHERE ledger.id = $1",
+    )
+    .bind(id.to_string());
     let found = select.fetch_optional(pool).await.map_err(failed(READ))?;
     found.as_ref().map(rows::ledger).transpose()
 }
 
-const SUMS: &str = "COUNT(*) AS requests, CAST(COALESCE(SUM(prompt_tokens), 0) AS BIGINT) AS prompt_tokens, \
-    CAST(COALESCE(SUM(cached_tokens), 0) AS BIGINT) AS cached_tokens, \
-    CAST(COALESCE(SUM(completion_tokens), 0) AS BIGINT) AS completion_tokens";
+const SUMS: &str = "CAST(SUM(CASE WHEN status = 'failed' THEN 0 ELSE 1 END) AS BIGINT) AS requests, \
+    CAST(SUM(prompt_tokens) AS BIGINT) AS prompt_tokens, CAST(SUM(cached_tokens) AS BIGINT) AS cached_tokens, \
+    CAST(SUM(completion_tokens) AS BIGINT) AS completion_tokens, CAST(SUM(cost_nano_usd) AS BIGINT) AS cost_nano_usd";
 
 pub(super) async fn charged_between(
     pool: &SqlitePool,
@@ -51,42 +62,8 @@ pub(super) async fn charged_between(
                 model: column(row, WHAT, "model")?,
                 requests: rows::count(row, WHAT, "requests")?,
                 usage: rows::usage(row, WHAT)?,
+                cost_nano_usd: rows::count(row, WHAT, "cost_nano_usd")?,
             })
-        })
-        .collect()
-}
-
-pub(super) async fn usage(pool: &SqlitePool, asked: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
-    const WHAT: &str = "usage sum";
-    let columns: Vec<&'static str> = asked
-        .group_by
-        .iter()
-        .map(|group| match group {
-            UsageGroup::User => "user_name",
-            UsageGroup::Key => "COALESCE(key_id, '')",
-            UsageGroup::Tier => "tier",
-            UsageGroup::Model => "model",
-        })
-        .collect();
-    let list = columns.join(", ");
-    let mut query = QueryBuilder::new("SELECT ");
-    for column in &columns {
-        query.push(column).push(", ");
-    }
-    query.push(SUMS).push(" FROM ledger WHERE admitted_at_us >= ").push_bind(asked.start_us);
-    query.push(" AND admitted_at_us < ").push_bind(asked.end_us);
-    if let Some(user) = asked.user {
-        query.push(" AND user_id = ").push_bind(user.to_string());
-    }
-    if !columns.is_empty() {
-        query.push(" GROUP BY ").push(&list).push(" ORDER BY ").push(&list);
-    }
-    let found = query.build().fetch_all(pool).await.map_err(failed(READ))?;
-    found
-        .iter()
-        .map(|row| {
-            let group = (0..columns.len()).map(|at| column(row, WHAT, at)).collect::<Result<_, _>>()?;
-            Ok(UsageSum { group, requests: rows::count(row, WHAT, "requests")?, usage: rows::usage(row, WHAT)? })
         })
         .collect()
 }

@@ -8,7 +8,9 @@ mod open;
 mod policy;
 mod reader;
 mod records;
+mod roll_ups;
 mod rows;
+mod usage;
 mod writer;
 
 pub use open::{Config, SqliteRecords};

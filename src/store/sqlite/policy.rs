@@ -1,14 +1,16 @@
 //! Users, groups, keys, tiers and models: reading them, and changing them under one version.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, SqlitePool};
 
 use super::audit::Log;
 use super::journal::{begin, end};
-use super::rows::{self, column, failed, to_hex, to_json};
+use super::rows::{self, column, failed, to_hex, to_i64, to_json};
 use crate::governance::ports::{Change, Edit, KeyFilter, PolicyTables, StoreError};
+use crate::governance::pricing::{PriceList, PriceRecord};
 use crate::governance::records::{
     KeyId, KeyRecord, Membership, MembershipSource, ModelRecord, TierRecord, UserId, UserRecord,
 };
@@ -77,7 +79,25 @@ async fn apply(connection: &mut SqliteConnection, change: Change) -> Result<(), 
         Change::PutGroup(name) => put_group(connection, &name).await,
         // The audit log itself remembers it.
         Change::NoteConfig(_) => Ok(()),
+        Change::AddPrice(price) => add_price(connection, &price).await,
     }
+}
+
+async fn add_price(connection: &mut SqliteConnection, record: &PriceRecord) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "INSERT INTO prices (version, model, prompt_pico_usd, cached_pico_usd, completion_pico_usd, effective_from_us, \
+         created_at_us) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(to_i64(record.version))
+    .bind(&record.model)
+    .bind(to_i64(record.price.prompt_pico_usd))
+    .bind(to_i64(record.price.cached_pico_usd))
+    .bind(to_i64(record.price.completion_pico_usd))
+    .bind(record.effective_from_us)
+    .bind(record.created_at_us)
+    .execute(connection)
+    .await
+    .map(drop)
 }
 
 async fn put_group(connection: &mut SqliteConnection, name: &str) -> Result<(), sqlx::Error> {
@@ -189,16 +209,20 @@ pub(super) async fn version<'e>(executor: impl sqlx::SqliteExecutor<'e>) -> Resu
 }
 
 pub(super) async fn tables(pool: &SqlitePool) -> Result<PolicyTables, StoreError> {
-    // One read transaction: version, tiers and models belong together.
+    // One read transaction: version, tiers, models and prices belong together.
     let mut transaction = pool.begin().await.map_err(failed(READ))?;
     let version = version(&mut *transaction).await?;
     let tiers = sqlx::query("SELECT * FROM tiers ORDER BY name").fetch_all(&mut *transaction).await;
     let models = sqlx::query("SELECT * FROM models ORDER BY name").fetch_all(&mut *transaction).await;
+    let prices = sqlx::query("SELECT * FROM prices ORDER BY version").fetch_all(&mut *transaction).await;
     transaction.rollback().await.map_err(failed(READ))?;
     Ok(PolicyTables {
         version,
         tiers: tiers.map_err(failed(READ))?.iter().map(rows::tier).collect::<Result<_, _>>()?,
         models: models.map_err(failed(READ))?.iter().map(rows::model).collect::<Result<_, _>>()?,
+        prices: Arc::new(PriceList::new(
+            prices.map_err(failed(READ))?.iter().map(rows::price).collect::<Result<_, _>>()?,
+        )),
     })
 }
 

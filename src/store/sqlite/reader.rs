@@ -7,7 +7,7 @@ use sqlx::{ConnectOptions, Row, SqlitePool};
 
 use super::open::DATABASE;
 use super::rows::failed;
-use super::{audit, ledger};
+use super::{audit, usage};
 use crate::governance::UserId;
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{StoreError, UsageQuery, UsageSum};
@@ -46,7 +46,7 @@ impl LedgerReader {
     /// # Errors
     /// The database cannot be read.
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
-        ledger::usage(&self.pool, query).await
+        usage::report(&self.pool, query).await
     }
 
     /// Rows of the audit log, newest first.

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::open::SqliteRecords;
-use super::{audit, ledger, policy};
+use super::{audit, ledger, policy, usage};
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{
     Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
@@ -86,7 +86,7 @@ impl Records for SqliteRecords {
     }
 
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
-        ledger::usage(&self.pool, query).await
+        usage::report(&self.pool, query).await
     }
 
     async fn ledger_row(&self, id: Uuid) -> Result<Option<LedgerRecord>, StoreError> {

@@ -8,7 +8,9 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{ColumnIndex, Decode, Row, Sqlite, Type};
 use uuid::Uuid;
 
+use crate::governance::attribution::Attribution;
 use crate::governance::ports::StoreError;
+use crate::governance::pricing::{Price, PriceRecord};
 use crate::governance::records::{
     KeyId, KeyRecord, LedgerRecord, ModelRecord, Published, RequestRecord, ReservationRecord, TierOrigin, TierRecord,
     Usage, UserId,
@@ -155,6 +157,32 @@ fn request(row: &SqliteRow, what: &'static str) -> Result<RequestRecord, StoreEr
         model: column(row, what, "model")?,
         endpoint: column(row, what, "endpoint")?,
         admitted_at_us: column(row, what, "admitted_at_us")?,
+        price_version: column::<Option<i64>, _>(row, what, "price_version")?
+            .and_then(|version| version.try_into().ok()),
+        attribution: Arc::new(attribution(row, what)?.unwrap_or_default()),
+    })
+}
+
+/// Groups and labels of a joined row; `None`: the row was written before they were kept.
+pub(super) fn attribution(row: &SqliteRow, what: &'static str) -> Result<Option<Attribution>, StoreError> {
+    if column::<Option<&str>, _>(row, what, "member_groups")?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Attribution::new(json(row, what, "member_groups")?, json(row, what, "labels")?)))
+}
+
+pub(super) fn price(row: &SqliteRow) -> Result<PriceRecord, StoreError> {
+    const WHAT: &str = "price";
+    Ok(PriceRecord {
+        version: count(row, WHAT, "version")?,
+        model: column(row, WHAT, "model")?,
+        price: Price {
+            prompt_pico_usd: count(row, WHAT, "prompt_pico_usd")?,
+            cached_pico_usd: count(row, WHAT, "cached_pico_usd")?,
+            completion_pico_usd: count(row, WHAT, "completion_pico_usd")?,
+        },
+        effective_from_us: column(row, WHAT, "effective_from_us")?,
+        created_at_us: column(row, WHAT, "created_at_us")?,
     })
 }
 
@@ -173,6 +201,7 @@ pub(super) fn ledger(row: &SqliteRow) -> Result<LedgerRecord, StoreError> {
     Ok(LedgerRecord {
         request: request(row, WHAT)?,
         usage: usage(row, WHAT)?,
+        cost_nano_usd: count(row, WHAT, "cost_nano_usd")?,
         status: status.parse().map_err(|()| corrupt(WHAT, format!("`status` is `{status}`")))?,
         settled_at_us: column(row, WHAT, "settled_at_us")?,
         charged: json(row, WHAT, "charged")?,

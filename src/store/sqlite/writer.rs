@@ -8,6 +8,7 @@ use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::group::Group;
+use super::journal::Known;
 use super::rows::{failed, shared};
 use super::{journal, policy};
 use crate::governance::ports::{Commit, Edit, JournalEntry, StoreError};
@@ -71,6 +72,7 @@ impl Writer {
 /// Runs until it is closed or every [`Writer`] is gone.
 pub(super) async fn run(mut connection: SqliteConnection, mut queue: Queue) {
     let mut owed: Vec<LedgerRecord> = Vec::new();
+    let mut known = Known::default();
     let mut commands = Vec::with_capacity(ROUND);
     loop {
         let received = if owed.is_empty() {
@@ -78,7 +80,7 @@ pub(super) async fn run(mut connection: SqliteConnection, mut queue: Queue) {
         } else {
             tokio::time::timeout(OWED_RETRY, queue.0.recv_many(&mut commands, ROUND)).await.unwrap_or(usize::MAX)
         };
-        let (others, closing) = write_journal(&mut connection, commands.drain(..), &mut owed).await;
+        let (others, closing) = write_journal(&mut connection, commands.drain(..), &mut owed, &mut known).await;
         for command in others {
             write_other(&mut connection, command).await;
         }
@@ -94,6 +96,7 @@ async fn write_journal(
     connection: &mut SqliteConnection,
     commands: impl Iterator<Item = Command>,
     owed: &mut Vec<LedgerRecord>,
+    known: &mut Known,
 ) -> (Vec<Command>, Option<oneshot::Sender<()>>) {
     let (mut group, mut waiting, mut others, mut closing) = (Group::default(), Vec::new(), Vec::new(), None);
     for command in commands {
@@ -107,7 +110,7 @@ async fn write_journal(
         }
     }
     group.owe(std::mem::take(owed));
-    let written = if group.is_empty() { Ok(()) } else { journal::write(connection, &group).await };
+    let written = if group.is_empty() { Ok(()) } else { journal::write(connection, &group, known).await };
     let answer = match written {
         Ok(()) => Ok(()),
         Err(error) => {
