@@ -5,7 +5,7 @@ MILLGATE   := $(TARGET_DIR)/release/millgate
 ARGS       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve build test check fmt bench parity demo clean
+.PHONY: help serve build test check fmt bench oracle rivals parity demo clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,12 @@ fmt: ## Format the code
 bench: build ## Micro-benchmarks, then a serving benchmark against the demo model
 	cargo bench --workspace
 	bash benches/serving.sh $(MILLGATE) $(ARGS)
+
+oracle: ## A million random operations on the counters against a brute-force oracle (make test plays ten thousand)
+	MILLGATE_ORACLE_OPERATIONS=1000000 cargo test --release --workspace --test integration -- oracle::
+
+rivals: ## Millgate's limiter beside limitador and governor: decisions a second, tokens overshot
+	cargo run --release --manifest-path benches/rivals/Cargo.toml
 
 parity: ## Make the expected outputs of the model tests again (needs Python; downloads PyTorch)
 	bash models/scripts/parity.sh

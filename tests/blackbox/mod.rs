@@ -7,4 +7,5 @@ mod limits;
 mod smoke;
 mod tiers;
 mod truth;
+mod unwritable;
 mod usage;

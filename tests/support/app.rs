@@ -59,6 +59,7 @@ pub(crate) struct Builder {
     engine: engine::Config,
     api: api::Config,
     hidden_models: Vec<String>,
+    store: store::Config,
     has_system_clock: bool,
 }
 
@@ -86,6 +87,7 @@ impl TestApp {
             engine: engine::Config::default(),
             api: api::Config::default(),
             hidden_models: Vec::new(),
+            store: store::Config::default(),
             has_system_clock: false,
         }
     }
@@ -117,6 +119,12 @@ impl Builder {
         self
     }
 
+    /// Changes the settings of the store; its directory is always the test's own.
+    pub(crate) fn store(mut self, change: impl FnOnce(&mut store::Config)) -> Self {
+        change(&mut self.store);
+        self
+    }
+
     /// Adds a second model that no tier may use.
     pub(crate) fn hidden_model(mut self, name: &str) -> Self {
         self.hidden_models.push(name.to_owned());
@@ -137,7 +145,7 @@ impl Builder {
             Some(manual) => manual.clone(),
             None => Arc::new(SystemClock::new()),
         };
-        let store = store::Config { data_dir: data.path().to_owned(), ..store::Config::default() };
+        let store = store::Config { data_dir: data.path().to_owned(), ..self.store.clone() };
         let records = Arc::new(SqliteRecords::open(&store).await.unwrap());
         let counters = Arc::new(MemoryCounters::new(clock.clone()));
         let config =
