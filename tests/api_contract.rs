@@ -29,8 +29,10 @@ async fn with_an_operations_listener_the_document_needs_a_credential_and_the_pag
 #[tokio::test]
 async fn the_page_is_made_of_our_own_files_and_may_ask_nobody_else() {
     let app = TestApp::new().start().await;
-    let page = Reply::read(app.anonymous().request("GET", "/docs").send().await.unwrap()).await;
-    assert_eq!(page.status, 200, "the redirect leads to the page");
+    let moved = app.anonymous().get("/docs").await;
+    assert_eq!((moved.status, moved.header("location")), (308, "docs/"));
+    let page = Reply::read(app.anonymous().request("GET", "/docs/").send().await.unwrap()).await;
+    assert_eq!(page.status, 200);
     assert!(page.header("content-security-policy").starts_with("default-src 'self'"));
     assert!(!page.body.contains("http://") && !page.body.contains("https://"), "{}", page.body);
     let sources = page.body.split(['"', '\'']).filter(|part| part.ends_with(".js") || part.ends_with(".css"));
@@ -95,6 +97,49 @@ async fn the_examples_work() {
         tried += 1;
     }
     assert!(tried >= 8, "{tried}");
+}
+
+#[tokio::test]
+async fn the_details_of_health_are_for_operators() {
+    let app = TestApp::new().start().await;
+    assert_eq!(app.anonymous().get("/health/details").await.status, 401);
+    assert_eq!(app.key("free").await.get("/health/details").await.status, 403);
+    let details = app.admin().get("/health/details").await.json();
+    assert_eq!((&details["status"], &details["store"]["status"]), (&json!("ok"), &json!("ok")));
+    assert_eq!((&details["models"][0]["name"], &details["models"][0]["status"]), (&json!("fake"), &json!("ready")));
+}
+
+#[tokio::test]
+async fn figures_are_plain_prometheus_text_unless_openmetrics_is_asked_for() {
+    let app = TestApp::new().tier("slow", |tier| tier.limit("1 requests / 1h")).start().await;
+    let user = app.key("slow").await;
+    assert_eq!(user.chat("hello").await.status, 200);
+    assert_eq!(user.chat("again").await.status, 429);
+    let page = app.anonymous().get("/metrics").await;
+    assert_eq!(page.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    for line in [
+        "vllm:num_requests_running 0",
+        "vllm:request_success_total{engine=\"0\",model_name=\"fake\",finished_reason=\"stop\"} 1",
+        "vllm:request_params_n_count{engine=\"0\",model_name=\"fake\"} 1",
+        "vllm:request_queue_time_seconds_count{engine=\"0\",model_name=\"fake\"} 1",
+        "authorized_calls{tier=\"slow\",model=\"fake\"} 1",
+        "limited_calls{tier=\"slow\",model=\"\"} 1",
+    ] {
+        assert!(page.body.lines().any(|found| found == line), "no line `{line}` in\n{}", page.body);
+    }
+    assert!(!page.body.contains("slow-user"), "users are no labels on the open listener");
+    let used = app.ledger().await[0].usage;
+    let tokens = used.prompt_tokens + used.completion_tokens;
+    assert!(
+        page.body.contains(&format!("authorized_hits{{tier=\"slow\",model=\"fake\"}} {tokens}\n")),
+        "{}",
+        page.body
+    );
+    let wish =
+        app.anonymous().request("GET", "/metrics").header("accept", "application/openmetrics-text; version=1.0.0");
+    let page = Reply::read(wish.send().await.unwrap()).await;
+    assert_eq!(page.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    assert!(page.body.ends_with("# EOF\n"));
 }
 
 #[test]

@@ -28,4 +28,5 @@ mod store_contract;
 mod support;
 mod tidy;
 mod tier_folder;
+mod traces;
 mod usage_reports;

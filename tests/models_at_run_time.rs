@@ -140,7 +140,7 @@ async fn a_model_is_created_published_unloaded_loaded_and_outlives_a_restart() {
     let published = program.admin.put("/admin/v1/models/journey", &json!({"tiers": ["free"]})).await.json();
     assert_eq!((&published["status"], &published["reload_required"]), (&json!("ready"), &json!(false)));
     assert_eq!(program.ask(&member, "journey").await.status, 200, "without a reload");
-    let generated = "vllm:generation_tokens_total{model_name=\"journey\"} ";
+    let generated = "vllm:generation_tokens_total{engine=\"0\",model_name=\"journey\"} ";
     let page = program.admin.get("/metrics").await.body;
     assert!(page.contains(&format!("{generated}4\n")), "{page}");
     let card = member.get("/v1/models/journey").await.json();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use millgate::app::TierFolder;
 use millgate::governance::records::TierOrigin;
 use millgate::governance::{ServiceError, TierPatch};
-use millgate::telemetry::Metrics;
+use millgate::telemetry::{Metrics, PageFormat};
 use tempfile::TempDir;
 
 use crate::governance_house::House;
@@ -40,7 +40,7 @@ impl Followed {
     }
 
     fn is_failing(&self) -> bool {
-        self.metrics.render().contains("\nmillgate_tier_files_failing 1\n")
+        self.metrics.render(PageFormat::Prometheus, &[], false).contains("\nmillgate_tier_files_failing 1\n")
     }
 }
 

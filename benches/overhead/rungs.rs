@@ -18,7 +18,7 @@ use millgate::governance::{
     Clock, Config, Credential, DeclaredModel, Governor, Limit, NewKey, SystemClock, TierPatch, Usage, UserId,
 };
 use millgate::store::{self, MemoryCounters, SqliteRecords};
-use millgate::telemetry::Metrics;
+use millgate::telemetry::{Metrics, Tracer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -127,6 +127,7 @@ impl Ladder {
             config: api::Config::default(),
             clock: Arc::new(SystemClock::new()),
             metrics: Arc::new(Metrics::new()),
+            tracer: Tracer::off(),
             lifecycle,
         });
         self.listen(name, api::router(&api), &governed.credential).await;

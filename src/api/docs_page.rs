@@ -18,7 +18,10 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data:; style-src 'self'
     path = "/docs",
     tag = "Operations",
     summary = "This document as a page",
-    responses((status = 308, description = "The page is at `docs/`")),
+    responses(
+        (status = 308, description = "The page is at `docs/`"),
+        (status = 404, description = "There is an operations listener, and the page is there"),
+    ),
 )]
 pub(crate) async fn docs() -> Response {
     // Relative, so that it holds behind a proxy that adds a prefix.

@@ -1,13 +1,15 @@
 //! Whether the process lives, whether it takes work, and its figures.
 use axum::extract::State;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::json::json_response;
+use super::models::ServedModel;
 use super::schema::Health;
 use super::state::Api;
-use crate::telemetry::EngineReading;
+use crate::engine::EngineHandle;
+use crate::telemetry::{EngineReading, PageFormat};
 
 /// `GET /livez`: the process is up.
 #[utoipa::path(
@@ -64,30 +66,40 @@ pub(crate) async fn health(State(api): State<Api>) -> Response {
     path = "/metrics",
     tag = "Operations",
     summary = "Figures for Prometheus",
-    responses((
-        status = 200,
-        description = "The figures; OpenMetrics when `Accept` asks for it",
-        content((String = "text/plain"), (String = "application/openmetrics-text")),
-    )),
+    responses(
+        (
+            status = 200,
+            description = "The figures; OpenMetrics when `Accept` asks for it",
+            content((String = "text/plain"), (String = "application/openmetrics-text")),
+        ),
+        (status = 404, description = "There is an operations listener, and the figures are there"),
+    ),
 )]
-pub(crate) async fn metrics(State(api): State<Api>) -> Response {
-    for model in api.models.all() {
-        let totals = model.totals();
-        let reading = EngineReading {
-            running: totals.running as u64,
-            waiting: totals.waiting.max(totals.queued_requests) as u64,
-            owned_blocks: totals.blocks.owned as u64,
-            cached_blocks: totals.blocks.cached as u64,
-            total_blocks: totals.blocks.total as u64,
-            steps: totals.steps,
-            prompt_tokens: totals.prompt_tokens,
-            cached_tokens: totals.cached_tokens,
-            completion_tokens: totals.completion_tokens,
-            preemptions: totals.preemptions,
-            is_healthy: model.is_healthy(),
-        };
-        api.metrics.read_engine(&model.name, &reading);
+pub(crate) async fn metrics(State(api): State<Api>, headers: HeaderMap) -> Response {
+    let engines: Vec<EngineReading> = api.models.all().iter().map(|model| reading(model)).collect();
+    let format = PageFormat::accepted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+    // With a listener of its own, figures are the operator's alone.
+    let page = api.metrics.render(format, &engines, api.config.has_ops_listener);
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()))], page).into_response()
+}
+
+fn reading(model: &ServedModel) -> EngineReading {
+    let totals = model.totals();
+    let engine = model.ready().map(|ready| &ready.engine);
+    EngineReading {
+        model: model.name.clone(),
+        running: totals.running as u64,
+        waiting: totals.waiting.max(totals.queued_requests) as u64,
+        owned_blocks: totals.blocks.owned as u64,
+        cached_blocks: totals.blocks.cached as u64,
+        total_blocks: totals.blocks.total as u64,
+        block_tokens: engine.map_or(0, |engine| engine.spec().block_tokens as u64),
+        steps: totals.steps,
+        step_tokens: engine.map(EngineHandle::step_tokens),
+        prompt_tokens: totals.prompt_tokens,
+        cached_tokens: totals.cached_tokens,
+        completion_tokens: totals.completion_tokens,
+        preemptions: totals.preemptions,
+        is_healthy: model.is_healthy(),
     }
-    let content_type = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
-    ([(header::CONTENT_TYPE, content_type)], api.metrics.render()).into_response()
 }

@@ -11,6 +11,7 @@ mod error;
 mod fields;
 mod headers;
 mod health;
+mod health_details;
 mod input;
 mod json;
 mod lifecycle;

@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 
 use super::contract::complete;
 use super::router::{ops_routes, routes};
-use super::{account, admin, docs_page, health, openai, openapi, schema, usage};
+use super::{account, admin, docs_page, health, health_details, openai, openapi, schema, usage};
 
 /// Every handler that is part of the contract. A test compares this list with the router, in both directions.
 ///
@@ -76,6 +76,7 @@ use super::{account, admin, docs_page, health, openai, openapi, schema, usage};
         health::livez,
         health::readyz,
         health::health,
+        health_details::health_details,
         health::metrics,
         openapi::openapi_json,
         docs_page::docs,

@@ -30,12 +30,21 @@ pub(crate) struct RequestContext {
     pub(crate) id: Uuid,
     /// The client's, if it sent a well-formed one: a label, never an identity.
     pub(crate) client_id: Option<String>,
+    /// The client's `traceparent`: a link for traces, nothing else.
+    pub(crate) traceparent: Option<String>,
+    /// When the request arrived.
+    pub(crate) received: Instant,
 }
 
 /// Gives the request its ids, catches panics, and logs one line when the answer's head is ready.
 pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
     let started = Instant::now();
-    let context = RequestContext { id: Uuid::now_v7(), client_id: client_id(request.headers()) };
+    let context = RequestContext {
+        id: Uuid::now_v7(),
+        client_id: client_id(request.headers()),
+        traceparent: request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned),
+        received: started,
+    };
     let method = request.method().clone();
     let route = request
         .extensions()

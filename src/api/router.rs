@@ -11,7 +11,7 @@ use super::cors::cors;
 use super::error::{ApiError, Kind};
 use super::request_context::with_context;
 use super::state::Api;
-use super::{account, admin, docs_page, health, openai, openapi, usage};
+use super::{account, admin, docs_page, health, health_details, openai, openapi, usage};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,7 @@ pub struct Route {
 /// The routes of the main listener.
 pub fn routes(has_ops_listener: bool) -> Vec<Route> {
     let mut routes = [probes(), inference(), account_routes(), administration(), later()].concat();
+    routes.push(get("/health/details", Access::Admin, health_details::health_details));
     if has_ops_listener {
         routes.push(get("/openapi.json", Access::Caller, openapi::openapi_json));
     } else {
@@ -52,6 +53,7 @@ pub fn routes(has_ops_listener: bool) -> Vec<Route> {
 /// The routes of the operations listener, all without a credential.
 pub fn ops_routes() -> Vec<Route> {
     let mut routes = [probes(), figures_and_docs()].concat();
+    routes.push(get("/health/details", Access::Open, health_details::health_details));
     routes.push(post("/v1/tiers/lookup", Access::Open, account::lookup_tier));
     routes
 }

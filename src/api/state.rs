@@ -10,7 +10,7 @@ use super::lifecycle::Lifecycle;
 use super::model_orders::ModelOrders;
 use super::models::Models;
 use crate::governance::{Clock, Governor};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Tracer};
 
 /// The parts the HTTP side is made of; built by the composition root.
 pub struct ApiParts {
@@ -26,6 +26,8 @@ pub struct ApiParts {
     pub clock: Arc<dyn Clock>,
     /// Where figures go.
     pub metrics: Arc<Metrics>,
+    /// Where traces go, if anywhere.
+    pub tracer: Tracer,
     /// Starting, ready or draining.
     pub lifecycle: Arc<Lifecycle>,
 }

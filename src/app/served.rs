@@ -9,6 +9,7 @@ use anyhow::Context;
 use millgate_kernels::Pool;
 use millgate_models::Progress;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +27,7 @@ use crate::config::{Settings, effective_document};
 use crate::governance::ports::Records;
 use crate::governance::{Clock, Governor, Secret, SystemClock};
 use crate::store::{self, MemoryCounters, SqliteRecords};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Tracer};
 
 /// How long connections may take to notice the end after their answers are complete.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
@@ -50,6 +51,7 @@ struct Parts {
     stop_following: CancellationToken,
     governor: Governor,
     records: Arc<dyn Records>,
+    tracer: Tracer,
 }
 
 impl Served {
@@ -158,6 +160,7 @@ impl Parts {
         self.followers.wait().await;
         self.governor.shutdown().await;
         self.records.close().await;
+        self.tracer.shutdown(CLOSE_WAIT).await;
         info!("stopped: the ledger is written");
     }
 }
@@ -193,6 +196,8 @@ async fn found(
     followers.close();
     let models: Vec<_> = settings.models.iter().map(declared).collect();
     governor.declare_models(&models).await.context("cannot make the configured models known")?;
+    let now = Duration::from_micros(u64::try_from(clock.now_us()).unwrap_or(0));
+    let tracer = Tracer::start(&settings.traces, now, &Handle::current()).context("cannot start traces")?;
     let lifecycle = Arc::new(Lifecycle::default());
     let (orders, desk) = ModelOrders::channel();
     let api = Api::new(ApiParts {
@@ -202,6 +207,7 @@ async fn found(
         config: settings.api(),
         clock,
         metrics,
+        tracer: tracer.clone(),
         lifecycle: Arc::clone(&lifecycle),
     });
     let parts = Parts {
@@ -214,6 +220,7 @@ async fn found(
         stop_following,
         governor,
         records,
+        tracer,
     };
     Ok((api, parts, desk))
 }

@@ -14,6 +14,10 @@ pub struct Environment {
     pub admin_key: Option<String>,
     /// `MILLGATE_LOG`, else `RUST_LOG`: the log filter.
     pub log_filter: Option<String>,
+    /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector of traces.
+    pub otlp_endpoint: Option<String>,
+    /// `OTEL_EXPORTER_OTLP_HEADERS`: headers for it, `name=value,...`.
+    pub otlp_headers: Option<String>,
     /// `HF_HOME`: where downloads are kept.
     pub hub_home: Option<PathBuf>,
     /// `HF_TOKEN`: access to gated models.
@@ -36,6 +40,8 @@ impl Environment {
             config_file: variable("MILLGATE_CONFIG").map(PathBuf::from),
             admin_key: variable("MILLGATE_ADMIN_KEY"),
             log_filter: variable("MILLGATE_LOG").or_else(|| variable("RUST_LOG")),
+            otlp_endpoint: variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
+            otlp_headers: variable("OTEL_EXPORTER_OTLP_HEADERS"),
             hub_home: variable("HF_HOME").map(PathBuf::from),
             hub_token: variable("HF_TOKEN"),
             hub_endpoint: variable("HF_ENDPOINT"),
@@ -64,6 +70,8 @@ impl fmt::Debug for Environment {
             .field("config_file", &self.config_file)
             .field("admin_key", &self.admin_key.as_ref().map(|_| "***"))
             .field("log_filter", &self.log_filter)
+            .field("otlp_endpoint", &self.otlp_endpoint)
+            .field("otlp_headers", &self.otlp_headers.as_ref().map(|_| "***"))
             .field("hub_home", &self.hub_home)
             .field("hub_token", &self.hub_token.as_ref().map(|_| "***"))
             .field("hub_endpoint", &self.hub_endpoint)

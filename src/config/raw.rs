@@ -30,6 +30,8 @@ pub struct RawConfig {
     pub hub: RawHub,
     /// `[log]`: what is logged and how.
     pub log: RawLog,
+    /// `[traces]`: where traces go.
+    pub traces: RawTraces,
     /// `[[models]]`: what is served.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<RawModel>,
@@ -155,6 +157,18 @@ pub struct RawLog {
     pub level: Option<String>,
     /// How they look.
     pub format: Option<RawLogFormat>,
+}
+
+/// `[traces]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTraces {
+    /// The collector.
+    pub endpoint: Option<String>,
+    /// The share of requests that leave a trace.
+    pub sample_ratio: Option<f64>,
+    /// Headers of the messages to the collector.
+    pub headers: Option<Vec<String>>,
 }
 
 /// How log records look.

@@ -49,6 +49,10 @@ const TABLES: &[(&str, &str)] = &[
     ("tiers", "Rules for all tiers, and a folder of files that declare them."),
     ("hub", "Where `hf:` models come from. The access token is read from the environment only (`HF_TOKEN`)."),
     ("log", "What is logged. Prompts, outputs, keys and addresses never are."),
+    (
+        "traces",
+        "Traces over OTLP (HTTP with protobuf), one span a request with its stages below. Off until an endpoint is set. Prompts, outputs, users and keys are never in them.",
+    ),
     ("models", "One `[[models]]` table a model. Without any, the bundled demo model is served as `demo`."),
 ];
 
@@ -119,6 +123,12 @@ pub const KEYS: &[Key] = &[
     key("log", "level", "filter", "info", "\"info\"")
         .about("error, warn, info, debug or trace, also per module (`info,millgate::engine=debug`). `MILLGATE_LOG` wins over it."),
     key("log", "format", "text or json", "text", "\"text\"").about("`json` writes one object a line, for log collectors."),
+    key("traces", "endpoint", "address", "unset", "\"http://127.0.0.1:4318\"")
+        .about("The collector's base address; `/v1/traces` is added. A collector that is away costs traces, never requests."),
+    key("traces", "sample_ratio", "0 to 1", "1", "1.0")
+        .about("The share of requests that leave a trace. The caller's `traceparent` is a link only and decides nothing."),
+    key("traces", "headers", "list of name=value", "none", "[\"authorization=Basic dXNlcjpwYXNz\"]")
+        .about("Headers of the messages to the collector. Values are secrets: they are never shown."),
     key("models", "name", "name", "required", "\"qwen\"")
         .about("What clients put into `model`: lower-case letters, digits, `-`, `_`, `.`; no `/`."),
     key("models", "source", "source", "required", "\"hf:Qwen/Qwen3-0.6B\"")
@@ -138,6 +148,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("MILLGATE_ADMIN_KEY", "the bootstrap key of `admin`: a well-formed key or a secret of 24 characters or more"),
     ("MILLGATE_API_KEY", "the key `chat`, `bench` and the administration commands use, when `--key` is not given"),
     ("MILLGATE_URL", "the server these commands talk to, when `--url` is not given"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "the collector of traces when `traces.endpoint` is unset"),
+    (
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "headers for the collector as `name=value,name=value`; they win over `traces.headers`",
+    ),
     ("MILLGATE_LOG", "log filter; wins over `log.level`. `RUST_LOG` is read when it is unset"),
     ("HF_TOKEN", "access token for gated models"),
     ("HF_HOME", "where downloads are kept, when `hub.home` is not set"),

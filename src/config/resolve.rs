@@ -1,5 +1,6 @@
 //! Turns the raw file, the environment and the command line into checked settings: defaults here, once.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
 use crate::governance::limits::check_limits;
 use crate::governance::{Config as GovernanceConfig, Limit, Secret, tiers};
-use crate::telemetry::{Config as LogConfig, LogFormat};
+use crate::telemetry::{Config as LogConfig, LogFormat, TracesConfig};
 
 use super::environment::Environment;
 use super::file::{ConfigError, line_of};
-use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers};
+use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers, RawTraces};
 use super::units::{ByteSize, MemoryBound, Span};
 
 /// What the command line says; it wins over the file.
@@ -84,6 +85,8 @@ pub struct Settings {
     pub hub: HubSettings,
     /// What is logged and how.
     pub log: LogConfig,
+    /// Where traces go.
+    pub traces: TracesConfig,
     /// What is served.
     pub models: Vec<ModelSettings>,
     /// The bootstrap key of `admin`, from the environment only.
@@ -202,7 +205,7 @@ pub fn resolve(
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
     let at = Place { text };
-    let RawConfig { server, store, engine, memory, cpu, keys, tiers, hub, log, models } = raw;
+    let RawConfig { server, store, engine, memory, cpu, keys, tiers, hub, log, traces, models } = raw;
     let listen = overrides.listen.or(server.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     if server.ops_listen == Some(listen) && listen.port() != 0 {
         return Err(at.wrong("server", 0, "ops_listen", "it is the same address as `server.listen`"));
@@ -260,6 +263,7 @@ pub fn resolve(
                 Some(RawLogFormat::Json) => LogFormat::Json,
             },
         },
+        traces: at.traces(traces, environment)?,
         models: at.models(models, &overrides.models)?,
         admin_key: environment.admin_key.clone().map(Secret::new),
     })
@@ -285,6 +289,34 @@ impl Place<'_> {
             return Ok(value);
         }
         Err(self.wrong(table, 0, name, format!("{value} is outside {least} to {most}")))
+    }
+
+    fn traces(&self, raw: RawTraces, environment: &Environment) -> Result<TracesConfig, ConfigError> {
+        let endpoint = raw.endpoint.or_else(|| environment.otlp_endpoint.clone());
+        let is_plain = |text: &String| {
+            ["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) && !text.contains(['@', '?', '#'])
+        };
+        if !endpoint.as_ref().is_none_or(is_plain) {
+            let problem = "write an address like http://127.0.0.1:4318; credentials belong into `traces.headers`";
+            return Err(self.wrong("traces", 0, "endpoint", problem));
+        }
+        let sample_ratio = raw.sample_ratio.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&sample_ratio) {
+            return Err(self.wrong("traces", 0, "sample_ratio", "write a number from 0 to 1"));
+        }
+        let own = raw.headers.unwrap_or_default();
+        let given = environment.otlp_headers.iter().flat_map(|text| text.split(',')).map(str::to_owned);
+        let mut headers = BTreeMap::new();
+        for header in own.into_iter().chain(given) {
+            match header.split_once('=') {
+                Some((name, value)) if !name.trim().is_empty() => {
+                    headers.insert(name.trim().to_lowercase(), value.trim().to_owned());
+                }
+                // Not shown: it may be a secret without its name.
+                _ => return Err(self.wrong("traces", 0, "headers", "each header is `name=value`")),
+            }
+        }
+        Ok(TracesConfig { endpoint, headers, sample_ratio })
     }
 
     fn engine(&self, raw: &RawEngine) -> Result<EngineConfig, ConfigError> {

@@ -8,7 +8,7 @@ use crate::telemetry::LogFormat;
 
 use super::raw::{
     All, RawConfig, RawCpu, RawEngine, RawHub, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory, RawModel,
-    RawServer, RawStore, RawTierRules, RawTiers,
+    RawServer, RawStore, RawTierRules, RawTiers, RawTraces,
 };
 use super::resolve::{ModelSettings, Settings};
 use super::units::Span;
@@ -79,6 +79,11 @@ fn effective(settings: &Settings) -> RawConfig {
                 LogFormat::Text => RawLogFormat::Text,
                 LogFormat::Json => RawLogFormat::Json,
             }),
+        },
+        traces: RawTraces {
+            endpoint: settings.traces.endpoint.clone(),
+            sample_ratio: Some(settings.traces.sample_ratio),
+            headers: Some(settings.traces.headers.keys().map(|name| format!("{name}=***")).collect()),
         },
         models: settings.models.iter().map(effective_model).collect(),
     }

@@ -9,6 +9,7 @@ use super::inbox::Inbox;
 use super::mailbox::Mailbox;
 use super::pulse::Pulse;
 use super::request::{Event, Request, TokenUsage};
+use crate::telemetry::Distribution;
 
 /// Submits requests to one model's engine thread; cheap to clone. When the last clone is dropped the engine stops.
 #[derive(Clone)]
@@ -30,6 +31,8 @@ struct Shared {
 pub struct EngineSpec {
     /// Longest sequence, prompt and completion together, in tokens.
     pub context_window: usize,
+    /// Tokens of a block of the cache.
+    pub block_tokens: usize,
     /// Token ids are below this.
     pub vocab_size: usize,
     /// Longest sequence that the cache has room for when it is alone, in tokens.
@@ -192,10 +195,10 @@ impl EngineHandle {
         Ok(EventStream { mailbox, inbox: Arc::clone(&self.shared.inbox) })
     }
 
-    /// How the engine is doing now.
+    /// How the engine is doing now. Takes no lock, so asking often costs the engine nothing.
     pub fn status(&self) -> EngineStatus {
         let heartbeat_age = self.shared.pulse.age();
-        let glance = self.shared.inbox.glance();
+        let glance = self.shared.inbox.figures().glance();
         let is_healthy = !glance.is_stopped && glance.fault.is_none() && heartbeat_age < self.shared.stuck_after;
         EngineStatus {
             is_healthy,
@@ -205,6 +208,11 @@ impl EngineHandle {
             fault: glance.fault,
             totals: glance.totals,
         }
+    }
+
+    /// How many tokens each step computed.
+    pub fn step_tokens(&self) -> Distribution {
+        self.shared.inbox.figures().step_tokens().read()
     }
 
     /// Refuses new requests from now on; those already taken go on.
@@ -310,6 +318,11 @@ impl EventStream {
     /// What the request has cost up to the last step; exact once the terminal event is there.
     pub fn usage(&self) -> TokenUsage {
         self.mailbox.usage()
+    }
+
+    /// How long the request waited for its place in the batch; zero while it waits.
+    pub fn queued_for(&self) -> Duration {
+        self.mailbox.queued_for()
     }
 
     /// Raises the allowance by so many completion tokens.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::config::Config;
+use super::figures::Figures;
 use super::handle::{EngineTotals, SubmitError};
 use super::mailbox::Mailbox;
 use super::request::{Failure, Request};
@@ -28,6 +29,7 @@ pub(crate) struct Inbox {
     /// Number of requests without their terminal event.
     open: watch::Sender<usize>,
     stopped: watch::Sender<bool>,
+    figures: Figures,
     max_queue_requests: usize,
     max_queue_tokens: usize,
 }
@@ -45,8 +47,6 @@ struct State {
     is_draining: bool,
     is_stopping: bool,
     is_stopped: bool,
-    fault: Option<String>,
-    totals: EngineTotals,
 }
 
 /// What the engine thread finds in its inbox.
@@ -56,16 +56,6 @@ pub(crate) struct Mail {
     pub(crate) is_stopping: bool,
 }
 
-/// A glance at the shared state for `status`.
-#[derive(Debug, Clone)]
-pub(crate) struct Glance {
-    pub(crate) totals: EngineTotals,
-    pub(crate) open: usize,
-    pub(crate) is_draining: bool,
-    pub(crate) is_stopped: bool,
-    pub(crate) fault: Option<String>,
-}
-
 impl Inbox {
     pub(crate) fn new(config: &Config) -> Self {
         Self {
@@ -73,6 +63,7 @@ impl Inbox {
             changed: Condvar::new(),
             open: watch::Sender::new(0),
             stopped: watch::Sender::new(false),
+            figures: Figures::new(),
             max_queue_requests: config.max_queue_requests,
             max_queue_tokens: config.max_queue_tokens,
         }
@@ -103,6 +94,7 @@ impl Inbox {
         let mailbox = Arc::new(Mailbox::default());
         state.open.insert(serial, Arc::clone(&mailbox));
         self.open.send_replace(state.open.len());
+        self.figures.count(state.waiting_requests, state.open.len());
         state.arrived.push_back(Submission { serial, request, mailbox: Arc::clone(&mailbox) });
         drop(state);
         self.changed.notify_one();
@@ -117,6 +109,7 @@ impl Inbox {
 
     pub(crate) fn drain(&self) {
         self.lock().is_draining = true;
+        self.figures.drain();
     }
 
     pub(crate) fn stop(&self) {
@@ -142,6 +135,7 @@ impl Inbox {
         let mut state = self.lock();
         state.waiting_requests = state.waiting_requests.saturating_sub(1);
         state.waiting_tokens = state.waiting_tokens.saturating_sub(prompt_tokens);
+        self.figures.count(state.waiting_requests, state.open.len());
     }
 
     /// Records that a request has its terminal event.
@@ -149,18 +143,18 @@ impl Inbox {
         let mut state = self.lock();
         state.open.remove(&serial);
         self.open.send_replace(state.open.len());
+        self.figures.count(state.waiting_requests, state.open.len());
     }
 
     /// Shows the figures of the last step.
     pub(crate) fn publish(&self, totals: EngineTotals, retry_after: Duration) {
-        let mut state = self.lock();
-        state.totals = totals;
-        state.retry_after = retry_after;
+        self.figures.publish(totals);
+        self.lock().retry_after = retry_after;
     }
 
     /// Records a fault that makes the engine unhealthy; the first one stays.
     pub(crate) fn report_fault(&self, fault: String) {
-        self.lock().fault.get_or_insert(fault);
+        self.figures.report_fault(fault);
     }
 
     /// Ends everything: no more submissions, every open request fails. Called by the thread as its last act.
@@ -170,6 +164,8 @@ impl Inbox {
         state.arrived.clear();
         let open = std::mem::take(&mut state.open);
         (state.waiting_requests, state.waiting_tokens) = (0, 0);
+        self.figures.count(0, 0);
+        self.figures.stop();
         drop(state);
         for mailbox in open.values() {
             mailbox.fail(failure);
@@ -178,15 +174,9 @@ impl Inbox {
         self.stopped.send_replace(true);
     }
 
-    pub(crate) fn glance(&self) -> Glance {
-        let state = self.lock();
-        Glance {
-            totals: EngineTotals { queued_requests: state.waiting_requests, ..state.totals },
-            open: state.open.len(),
-            is_draining: state.is_draining,
-            is_stopped: state.is_stopped,
-            fault: state.fault.clone(),
-        }
+    /// What the engine shows of itself; read without a lock.
+    pub(crate) fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Waits until no request is open.

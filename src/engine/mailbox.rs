@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -17,6 +18,7 @@ pub(crate) struct Mailbox {
     inner: Mutex<Inner>,
     arrived: Notify,
     granted: AtomicU64,
+    queued_us: AtomicU64,
     is_ended_for_limit: AtomicBool,
     is_cancelled: AtomicBool,
 }
@@ -48,6 +50,16 @@ impl Mailbox {
     pub(crate) fn fail(&self, failure: Failure) {
         let usage = self.usage();
         self.post([Event::Failed(failure, usage)], usage);
+    }
+
+    /// Notes how long the request waited for its place in the batch.
+    pub(crate) fn left_queue(&self, after: Duration) {
+        self.queued_us.store(u64::try_from(after.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long the request waited for its place in the batch; zero while it waits.
+    pub(crate) fn queued_for(&self) -> Duration {
+        Duration::from_micros(self.queued_us.load(Ordering::Relaxed))
     }
 
     /// The next event, if one is waiting.

@@ -7,6 +7,7 @@ mod blocks;
 mod config;
 mod fairness;
 pub mod fake;
+mod figures;
 mod generation;
 mod handle;
 mod inbox;

@@ -63,6 +63,7 @@ impl Stepper {
         };
         let spec = EngineSpec {
             context_window: facts.context_window,
+            block_tokens: BLOCK_TOKENS,
             vocab_size: facts.vocab_size,
             cache_tokens: facts.num_blocks * BLOCK_TOKENS,
             max_running,
@@ -148,7 +149,7 @@ impl Stepper {
         let pace = &self.pace;
         let plan = self.scheduler.plan(|rows| pace.prefill_tokens(rows, max_step, floor, usize::MAX));
         for &(id, cached) in &plan.admitted {
-            self.book_admission(id, cached);
+            self.book_admission(id, cached, now);
         }
         if plan.items.is_empty() {
             return Step::Idle { until: self.next_deadline() };
@@ -192,6 +193,7 @@ impl Stepper {
             self.totals.step_time += took;
             if decode_rows + prefill_tokens > 0 {
                 self.pace.observe(decode_rows, prefill_tokens, took);
+                self.inbox.figures().step_tokens().observe((decode_rows + prefill_tokens) as f64);
             }
         }
         self.publish();
@@ -217,12 +219,13 @@ impl Stepper {
         Ok(())
     }
 
-    fn book_admission(&mut self, id: SequenceId, cached: usize) {
+    fn book_admission(&mut self, id: SequenceId, cached: usize, now: Instant) {
         let Some(generation) = self.generations.get_mut(&id.request) else { return };
         if !std::mem::replace(&mut generation.is_queued, false) {
             return;
         }
         self.inbox.left_queue(generation.prompt_len);
+        generation.mailbox.left_queue(now.saturating_duration_since(generation.arrived));
         let counted = generation.count_prompt(cached);
         generation.usage.cached_tokens = counted;
         self.totals.cached_tokens += u64::from(counted);

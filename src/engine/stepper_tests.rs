@@ -410,7 +410,7 @@ fn a_cancelled_request_frees_its_blocks_before_the_next_step_and_pays_for_what_w
     assert_eq!(reader.events[0], Event::Failed(Failure::Cancelled, usage));
     assert_eq!(rig.stepper.scheduler.block_counts().owned, 0);
     rig.stepper.publish();
-    assert_eq!(rig.inbox.glance().totals.queued_requests, 0);
+    assert_eq!(rig.inbox.figures().glance().totals.queued_requests, 0);
 }
 
 #[test]
@@ -435,7 +435,7 @@ fn a_failed_step_fails_its_requests_and_three_in_a_row_are_a_fault() {
         reader.read();
         assert!(matches!(reader.events[..], [Event::Failed(Failure::Internal(_), _)]));
         assert_eq!(reader.usage(), TokenUsage::default());
-        assert_eq!(rig.inbox.glance().fault.is_some(), round == 3);
+        assert_eq!(rig.inbox.figures().glance().fault.is_some(), round == 3);
     }
 }
 
@@ -486,7 +486,7 @@ fn a_full_queue_refuses_and_a_place_is_free_once_a_request_is_admitted() {
     assert!(matches!(refused, Err(crate::engine::SubmitError::QueueFull { retry_after }) if !retry_after.is_zero()));
     rig.run();
     assert!(huge.mailbox.is_closed());
-    assert_eq!(rig.inbox.glance().totals.queued_requests, 0);
+    assert_eq!(rig.inbox.figures().glance().totals.queued_requests, 0);
 }
 
 #[test]

@@ -1,51 +1,49 @@
 //! Every metric of the server: its name, unit and labels, and nothing anywhere else.
 //!
-//! The `vllm:` names are the ones that llm-d and the Gateway API Inference Extension read; the rest is our own.
-//! No metric carries a user, a key or a prompt.
+//! The `vllm:` names are the ones that llm-d and the Gateway API Inference Extension read; `authorized_hits`,
+//! `authorized_calls` and `limited_calls` are what dashboards of Kuadrant's limiter show; the rest is our own. No metric
+//! carries a key or a prompt, and users are shown only where the operator has given figures a listener of their own.
 
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::Registry;
+use super::instruments::{Counter, Distribution, Family, Gauge, Histogram};
+use super::page::{Kind, Page, PageFormat};
 
-/// Upper bounds of the latency histograms, in seconds: from a token's gap to a long queue.
-const LATENCY_BOUNDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-
+/// Upper bounds of the time to the first token, in seconds, as vLLM has them.
+const FIRST_TOKEN: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+];
+/// Upper bounds of the time between tokens, in seconds, as vLLM has them.
+const NEXT_TOKEN: &[f64] =
+    &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0];
+/// Upper bounds of the time of a request and its stages, in seconds, as vLLM has them.
+const STAGES: &[f64] = &[
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+];
+/// Upper bounds of token counts of a request: 1, 2, 5, 10 and so on; a longer context falls into the last step.
+const TOKENS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0, 20_000.0, 50_000.0,
+    100_000.0, 200_000.0,
+];
+/// Upper bounds of the number of choices, as vLLM has them.
+const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0];
 /// Upper bounds of the admission and commit histograms, in seconds: from a cached decision to a slow disk.
-const DECISION_BOUNDS: [f64; 12] =
-    [0.000_001, 0.000_005, 0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 1.0];
+const DECISIONS: &[f64] =
+    &[0.000_001, 0.000_005, 0.000_01, 0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 1.0];
 
-type Gauges = Family<ModelLabels, Gauge>;
-type Fractions = Family<ModelLabels, Gauge<f64, AtomicU64>>;
-type Counters = Family<ModelLabels, Counter>;
-type Histograms = Family<ModelLabels, Histogram, fn() -> Histogram>;
-
-/// Which model a figure belongs to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ModelLabels {
-    /// The name clients use.
-    pub model_name: String,
-}
-
-/// Which answers are counted together.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct HttpLabels {
-    /// The route's pattern, never the raw path.
-    pub route: String,
-    /// The HTTP status code.
-    pub status: u16,
-}
+/// The most models with figures of their own.
+const MAX_MODELS: usize = 256;
+/// The most combinations of user, tier and model with figures of their own.
+const MAX_TENANTS: usize = 2000;
+/// The most combinations of route and status, and of other words of our own.
+const MAX_WORDS: usize = 1000;
 
 /// The token classes that the ledger tells apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TokenClass {
     /// Prompt tokens that were computed.
     Prompt,
@@ -55,26 +53,58 @@ pub enum TokenClass {
     Completion,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TokenLabels {
-    model_name: String,
-    class: TokenClass,
+impl TokenClass {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Prompt => "Prompt",
+            Self::Cached => "Cached",
+            Self::Completion => "Completion",
+        }
+    }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct FinishLabels {
-    model_name: String,
-    finished_reason: String,
+/// Whose request something was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// The user's name.
+    pub user: Arc<str>,
+    /// The tier's name; empty without one.
+    pub tier: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReasonLabels {
-    reason: String,
+/// How long the stages of an answered request took, as far as it got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stages {
+    /// From arrival to the end.
+    pub whole: Duration,
+    /// In the queue.
+    pub queued: Duration,
+    /// From the queue to the first token.
+    pub prefill: Duration,
+    /// From the first token to the last.
+    pub decode: Duration,
+}
+
+/// What a request asked for and what it got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes {
+    /// Tokens of all prompts.
+    pub prompt_tokens: u64,
+    /// Tokens of all answers.
+    pub completion_tokens: u64,
+    /// Choices a prompt.
+    pub choices: u32,
+    /// The client's cap, if it set one.
+    pub max_tokens: Option<u64>,
+    /// The most tokens that one choice can have got.
+    pub longest: u64,
 }
 
 /// What an engine says of itself at a scrape; totals count since process start.
 #[derive(Debug, Clone, Default)]
 pub struct EngineReading {
+    /// The model's name.
+    pub model: String,
     /// Sequences being computed.
     pub running: u64,
     /// Requests in the queue.
@@ -85,8 +115,12 @@ pub struct EngineReading {
     pub cached_blocks: u64,
     /// All KV blocks.
     pub total_blocks: u64,
+    /// Tokens of a block.
+    pub block_tokens: u64,
     /// Steps so far.
     pub steps: u64,
+    /// Tokens of each step so far.
+    pub step_tokens: Option<Distribution>,
     /// Prompt tokens computed or found in the cache so far.
     pub prompt_tokens: u64,
     /// Prompt tokens found in the cache so far.
@@ -99,41 +133,65 @@ pub struct EngineReading {
     pub is_healthy: bool,
 }
 
-/// All metrics of one server and their registry.
+/// The figures of one model's requests.
+#[derive(Debug)]
+struct ModelFigures {
+    first_token: Histogram,
+    next_token: Histogram,
+    whole: Histogram,
+    queued: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    inference: Histogram,
+    prompt_tokens: Histogram,
+    completion_tokens: Histogram,
+    longest: Histogram,
+    choices: Histogram,
+    max_tokens: Histogram,
+}
+
+impl ModelFigures {
+    fn new() -> Self {
+        Self {
+            first_token: Histogram::new(FIRST_TOKEN),
+            next_token: Histogram::new(NEXT_TOKEN),
+            whole: Histogram::new(STAGES),
+            queued: Histogram::new(STAGES),
+            prefill: Histogram::new(STAGES),
+            decode: Histogram::new(STAGES),
+            inference: Histogram::new(STAGES),
+            prompt_tokens: Histogram::new(TOKENS),
+            completion_tokens: Histogram::new(TOKENS),
+            longest: Histogram::new(TOKENS),
+            choices: Histogram::new(CHOICES),
+            max_tokens: Histogram::new(TOKENS),
+        }
+    }
+}
+
+/// The figures of one user in one tier with one model.
+#[derive(Debug, Default)]
+struct TenantFigures {
+    tokens: Counter,
+    calls: Counter,
+    refusals: Counter,
+}
+
+/// All figures of one server.
+#[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
-    running: Gauges,
-    waiting: Gauges,
-    cache_usage: Fractions,
-    gpu_cache_usage: Fractions,
-    prompt_tokens: Counters,
-    generation_tokens: Counters,
-    prefix_queries: Counters,
-    prefix_hits: Counters,
-    preemptions: Counters,
-    ttft: Histograms,
-    inter_token: Histograms,
-    request_latency: Histograms,
-    success: Family<FinishLabels, Counter>,
-    steps: Counters,
-    cached_blocks: Gauges,
-    total_blocks: Gauges,
-    healthy: Gauges,
-    http: Family<HttpLabels, Counter>,
-    refusals: Family<ReasonLabels, Counter>,
+    models: Family<ModelFigures>,
+    tenants: Family<TenantFigures>,
+    success: Family<Counter>,
+    http: Family<Counter>,
+    refusals: Family<Counter>,
+    charged: Family<Counter>,
     failed_credentials: Counter,
-    charged: Family<TokenLabels, Counter>,
     admission: Histogram,
     ledger_commit: Histogram,
     ledger_failures: Counter,
     open_generations: Gauge,
     tier_files_failing: Gauge,
-}
-
-impl fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
-    }
 }
 
 impl Default for Metrics {
@@ -142,158 +200,81 @@ impl Default for Metrics {
     }
 }
 
-fn latency_histogram() -> Histogram {
-    Histogram::new(LATENCY_BOUNDS)
-}
-
 impl Metrics {
-    /// Registers every metric in a fresh registry.
+    /// All figures at zero.
     #[must_use]
     pub fn new() -> Self {
-        let histograms = || Histograms::new_with_constructor(latency_histogram as fn() -> Histogram);
-        let mut metrics = Self {
-            registry: Registry::default(),
-            running: Family::default(),
-            waiting: Family::default(),
-            cache_usage: Family::default(),
-            gpu_cache_usage: Family::default(),
-            prompt_tokens: Family::default(),
-            generation_tokens: Family::default(),
-            prefix_queries: Family::default(),
-            prefix_hits: Family::default(),
-            preemptions: Family::default(),
-            ttft: histograms(),
-            inter_token: histograms(),
-            request_latency: histograms(),
-            success: Family::default(),
-            steps: Family::default(),
-            cached_blocks: Family::default(),
-            total_blocks: Family::default(),
-            healthy: Family::default(),
-            http: Family::default(),
-            refusals: Family::default(),
+        Self {
+            models: Family::new(MAX_MODELS, ModelFigures::new),
+            tenants: Family::new(MAX_TENANTS, TenantFigures::default),
+            success: Family::new(MAX_WORDS, Counter::default),
+            http: Family::new(MAX_WORDS, Counter::default),
+            refusals: Family::new(MAX_WORDS, Counter::default),
+            charged: Family::new(MAX_WORDS, Counter::default),
             failed_credentials: Counter::default(),
-            charged: Family::default(),
-            admission: Histogram::new(DECISION_BOUNDS),
-            ledger_commit: Histogram::new(DECISION_BOUNDS),
+            admission: Histogram::new(DECISIONS),
+            ledger_commit: Histogram::new(DECISIONS),
             ledger_failures: Counter::default(),
             open_generations: Gauge::default(),
             tier_files_failing: Gauge::default(),
-        };
-        metrics.register_vllm_names();
-        metrics.register_own_names();
-        metrics
-    }
-
-    fn register_vllm_names(&mut self) {
-        let r = &mut self.registry;
-        r.register("vllm:num_requests_running", "Sequences being computed", self.running.clone());
-        r.register("vllm:num_requests_waiting", "Requests in the queue", self.waiting.clone());
-        r.register("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", self.cache_usage.clone());
-        r.register("vllm:gpu_cache_usage_perc", "Older name of the same share", self.gpu_cache_usage.clone());
-        r.register("vllm:prompt_tokens", "Prompt tokens processed", self.prompt_tokens.clone());
-        r.register("vllm:generation_tokens", "Completion tokens generated", self.generation_tokens.clone());
-        r.register("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache", self.prefix_queries.clone());
-        r.register("vllm:prefix_cache_hits", "Prompt tokens found in the cache", self.prefix_hits.clone());
-        r.register("vllm:num_preemptions", "Sequences set back and recomputed", self.preemptions.clone());
-        r.register("vllm:time_to_first_token_seconds", "From arrival to the first token", self.ttft.clone());
-        r.register("vllm:inter_token_latency_seconds", "Between two pieces of one stream", self.inter_token.clone());
-        r.register("vllm:e2e_request_latency_seconds", "From arrival to the last token", self.request_latency.clone());
-        r.register("vllm:request_success", "Choices ended, by reason", self.success.clone());
-    }
-
-    fn register_own_names(&mut self) {
-        let r = &mut self.registry;
-        let version = vec![("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned())];
-        r.register("millgate_build", "What is running", Info::new(version));
-        r.register("millgate_engine_steps", "Forward passes", self.steps.clone());
-        r.register("millgate_engine_cached_blocks", "KV blocks holding only a prefix", self.cached_blocks.clone());
-        r.register("millgate_engine_blocks", "KV blocks in all", self.total_blocks.clone());
-        r.register("millgate_engine_healthy", "1 while the engine's heartbeat is fresh", self.healthy.clone());
-        r.register("millgate_http_responses", "Answers by route and status", self.http.clone());
-        r.register("millgate_refusals", "Requests refused by a limit, by reason", self.refusals.clone());
-        r.register("millgate_failed_credentials", "Credentials that did not verify", self.failed_credentials.clone());
-        r.register("millgate_charged_tokens", "Tokens written to the ledger, by class", self.charged.clone());
-        r.register("millgate_admission_seconds", "Time to decide one admission", self.admission.clone());
-        r.register("millgate_ledger_commit_seconds", "Wait for a ledger row's commit", self.ledger_commit.clone());
-        r.register("millgate_ledger_failures", "Ledger rows that could not be written", self.ledger_failures.clone());
-        r.register("millgate_open_generations", "Requests being answered", self.open_generations.clone());
-        let failing = self.tier_files_failing.clone();
-        r.register("millgate_tier_files_failing", "1 while the watched tier files cannot be applied", failing);
-    }
-
-    /// The registry as OpenMetrics text.
-    #[must_use]
-    pub fn render(&self) -> String {
-        let mut out = String::new();
-        // Writing into a String cannot fail; an encoder error would leave a truncated page, which a scraper reports.
-        if text::encode(&mut out, &self.registry).is_err() {
-            tracing::error!("cannot encode the metrics page");
         }
-        out
-    }
-
-    /// Whether the watched tier files can be applied.
-    pub fn tier_files(&self, is_failing: bool) {
-        self.tier_files_failing.set(i64::from(is_failing));
-    }
-
-    /// Takes over what an engine says of itself; call it before [`Metrics::render`].
-    pub fn read_engine(&self, model: &str, reading: &EngineReading) {
-        let labels = ModelLabels { model_name: model.to_owned() };
-        let set = |gauges: &Gauges, value: u64| {
-            gauges.get_or_create(&labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        set(&self.running, reading.running);
-        set(&self.waiting, reading.waiting);
-        set(&self.cached_blocks, reading.cached_blocks);
-        set(&self.total_blocks, reading.total_blocks);
-        set(&self.healthy, u64::from(reading.is_healthy));
-        let share =
-            if reading.total_blocks == 0 { 0.0 } else { reading.owned_blocks as f64 / reading.total_blocks as f64 };
-        self.cache_usage.get_or_create(&labels).set(share);
-        self.gpu_cache_usage.get_or_create(&labels).set(share);
-        // The engine owns these totals and they only grow, so storing keeps a counter's meaning.
-        let store = |counters: &Counters, value: u64| {
-            counters.get_or_create(&labels).inner().store(value, Ordering::Relaxed);
-        };
-        store(&self.steps, reading.steps);
-        store(&self.prompt_tokens, reading.prompt_tokens);
-        store(&self.generation_tokens, reading.completion_tokens);
-        store(&self.prefix_queries, reading.prompt_tokens);
-        store(&self.prefix_hits, reading.cached_tokens);
-        store(&self.preemptions, reading.preemptions);
     }
 
     /// The first token of a request went out.
     pub fn first_token(&self, model: &str, after: Duration) {
-        self.ttft.get_or_create(&ModelLabels { model_name: model.to_owned() }).observe(after.as_secs_f64());
+        self.models.get(&[model]).first_token.observe_duration(after);
     }
 
     /// A further piece of a stream went out.
     pub fn next_token(&self, model: &str, after: Duration) {
-        self.inter_token.get_or_create(&ModelLabels { model_name: model.to_owned() }).observe(after.as_secs_f64());
+        self.models.get(&[model]).next_token.observe_duration(after);
     }
 
     /// A request came to its end, in whatever way.
-    pub fn request_ended(&self, model: &str, after: Duration) {
-        self.request_latency.get_or_create(&ModelLabels { model_name: model.to_owned() }).observe(after.as_secs_f64());
+    pub fn request_ended(&self, model: &str, stages: &Stages, sizes: &Sizes) {
+        let figures = self.models.get(&[model]);
+        figures.whole.observe_duration(stages.whole);
+        figures.queued.observe_duration(stages.queued);
+        figures.prefill.observe_duration(stages.prefill);
+        figures.decode.observe_duration(stages.decode);
+        figures.inference.observe_duration(stages.prefill + stages.decode);
+        figures.prompt_tokens.observe(sizes.prompt_tokens as f64);
+        figures.completion_tokens.observe(sizes.completion_tokens as f64);
+        figures.longest.observe(sizes.longest as f64);
+        figures.choices.observe(f64::from(sizes.choices));
+        if let Some(max_tokens) = sizes.max_tokens {
+            figures.max_tokens.observe(max_tokens as f64);
+        }
     }
 
     /// A choice ended with a finish reason.
     pub fn choice_finished(&self, model: &str, reason: &str) {
-        let labels = FinishLabels { model_name: model.to_owned(), finished_reason: reason.to_owned() };
-        self.success.get_or_create(&labels).inc();
+        self.success.get(&[model, reason]).inc();
     }
 
     /// An answer left: its route's pattern and status.
     pub fn answered(&self, route: &str, status: u16) {
-        self.http.get_or_create(&HttpLabels { route: route.to_owned(), status }).inc();
+        self.http.get(&[route, &status.to_string()]).inc();
     }
 
     /// A limit refused a request.
     pub fn refused(&self, reason: &str) {
-        self.refusals.get_or_create(&ReasonLabels { reason: reason.to_owned() }).inc();
+        self.refusals.get(&[reason]).inc();
+    }
+
+    /// A limit refused a request of this tenant.
+    pub fn tenant_refused(&self, tenant: &Tenant, model: &str) {
+        self.tenants.get(&[&tenant.user, &tenant.tier, model]).refusals.inc();
+    }
+
+    /// A request of this tenant was admitted.
+    pub fn tenant_admitted(&self, tenant: &Tenant, model: &str) {
+        self.tenants.get(&[&tenant.user, &tenant.tier, model]).calls.inc();
+    }
+
+    /// Tokens were charged to this tenant.
+    pub fn tenant_charged(&self, tenant: &Tenant, model: &str, tokens: u64) {
+        self.tenants.get(&[&tenant.user, &tenant.tier, model]).tokens.add(tokens);
     }
 
     /// A credential did not verify.
@@ -303,17 +284,17 @@ impl Metrics {
 
     /// A ledger row was written with these tokens.
     pub fn charged(&self, model: &str, class: TokenClass, tokens: u64) {
-        self.charged.get_or_create(&TokenLabels { model_name: model.to_owned(), class }).inc_by(tokens);
+        self.charged.get(&[model, class.word()]).add(tokens);
     }
 
     /// An admission was decided.
     pub fn admission_decided(&self, took: Duration) {
-        self.admission.observe(took.as_secs_f64());
+        self.admission.observe_duration(took);
     }
 
     /// A ledger row was committed.
     pub fn ledger_committed(&self, took: Duration) {
-        self.ledger_commit.observe(took.as_secs_f64());
+        self.ledger_commit.observe_duration(took);
     }
 
     /// A ledger row could not be written.
@@ -321,14 +302,192 @@ impl Metrics {
         self.ledger_failures.inc();
     }
 
+    /// How many ledger rows could not be written.
+    pub fn ledger_failures(&self) -> u64 {
+        self.ledger_failures.get()
+    }
+
+    /// How many requests are being answered.
+    pub fn open_generations(&self) -> u64 {
+        self.open_generations.get().try_into().unwrap_or(0)
+    }
+
+    /// Whether the watched tier files can be applied.
+    pub fn tier_files(&self, is_failing: bool) {
+        self.tier_files_failing.set(i64::from(is_failing));
+    }
+
     /// A generation began.
     pub fn generation_opened(&self) {
-        self.open_generations.inc();
+        self.open_generations.add(1);
     }
 
     /// A generation ended.
     pub fn generation_closed(&self) {
-        self.open_generations.dec();
+        self.open_generations.add(-1);
+    }
+
+    /// The page for a scraper, with what the engines say of themselves. `with_users`: whether tenants are told apart.
+    pub fn render(&self, format: PageFormat, engines: &[EngineReading], with_users: bool) -> String {
+        let mut page = Page::new(format);
+        picker_gauges(&mut page, engines);
+        engine_counters(&mut page, engines);
+        self.request_histograms(&mut page);
+        engine_detail(&mut page, engines);
+        self.own_counters(&mut page);
+        self.tenant_counters(&mut page, with_users);
+        page.finish()
+    }
+
+    fn request_histograms(&self, page: &mut Page) {
+        type Part = fn(&ModelFigures) -> &Histogram;
+        let families: [(&'static str, &str, Part); 13] = [
+            ("vllm:time_to_first_token_seconds", "From arrival to the first token", |m| &m.first_token),
+            ("vllm:inter_token_latency_seconds", "Between two pieces of one stream", |m| &m.next_token),
+            ("vllm:time_per_output_token_seconds", "Older name of the same gap", |m| &m.next_token),
+            ("vllm:e2e_request_latency_seconds", "From arrival to the last token", |m| &m.whole),
+            ("vllm:request_queue_time_seconds", "In the queue", |m| &m.queued),
+            ("vllm:request_prefill_time_seconds", "From the queue to the first token", |m| &m.prefill),
+            ("vllm:request_decode_time_seconds", "From the first token to the last", |m| &m.decode),
+            ("vllm:request_inference_time_seconds", "From the queue to the last token", |m| &m.inference),
+            ("vllm:request_prompt_tokens", "Prompt tokens of a request", |m| &m.prompt_tokens),
+            ("vllm:request_generation_tokens", "Completion tokens of a request", |m| &m.completion_tokens),
+            ("vllm:request_max_num_generation_tokens", "The most completion tokens of one choice", |m| &m.longest),
+            ("vllm:request_params_n", "Choices asked for", |m| &m.choices),
+            ("vllm:request_params_max_tokens", "Caps that clients set", |m| &m.max_tokens),
+        ];
+        let models = self.models.read();
+        for (name, help, part) in families {
+            page.family(Kind::Histogram, name, help);
+            for (labels, figures) in models.iter() {
+                page.distribution(&[("engine", "0"), ("model_name", &labels[0])], &part(figures).read());
+            }
+        }
+        page.family(Kind::Counter, "vllm:request_success", "Choices ended, by reason");
+        for (labels, count) in self.success.read().iter() {
+            let labels = [("engine", "0"), ("model_name", &*labels[0]), ("finished_reason", &labels[1])];
+            page.sample(&labels, count.get());
+        }
+    }
+
+    fn own_counters(&self, page: &mut Page) {
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        page.family(Kind::Info, "millgate_build", "What is running").sample(&version, 1u64);
+        page.family(Kind::Counter, "millgate_http_responses", "Answers by route and status");
+        for (labels, count) in self.http.read().iter() {
+            page.sample(&[("route", &labels[0]), ("status", &labels[1])], count.get());
+        }
+        page.family(Kind::Counter, "millgate_refusals", "Requests refused by a limit, by reason");
+        for (labels, count) in self.refusals.read().iter() {
+            page.sample(&[("reason", &labels[0])], count.get());
+        }
+        page.family(Kind::Counter, "millgate_charged_tokens", "Tokens written to the ledger, by class");
+        for (labels, count) in self.charged.read().iter() {
+            page.sample(&[("model_name", &labels[0]), ("class", &labels[1])], count.get());
+        }
+        page.family(Kind::Counter, "millgate_failed_credentials", "Credentials that did not verify")
+            .sample(&[], self.failed_credentials.get());
+        page.family(Kind::Counter, "millgate_ledger_failures", "Ledger rows that could not be written")
+            .sample(&[], self.ledger_failures.get());
+        page.family(Kind::Gauge, "millgate_open_generations", "Requests being answered")
+            .sample(&[], self.open_generations.get());
+        page.family(Kind::Gauge, "millgate_tier_files_failing", "1 while the watched tier files cannot be applied")
+            .sample(&[], self.tier_files_failing.get());
+        page.family(Kind::Histogram, "millgate_admission_seconds", "Time to decide one admission")
+            .distribution(&[], &self.admission.read());
+        page.family(Kind::Histogram, "millgate_ledger_commit_seconds", "Wait for a ledger row's commit")
+            .distribution(&[], &self.ledger_commit.read());
+    }
+
+    fn tenant_counters(&self, page: &mut Page, with_users: bool) {
+        let tenants = self.tenants.read();
+        let mut sums: BTreeMap<[&str; 3], [u64; 3]> = BTreeMap::new();
+        for (labels, figures) in tenants.iter() {
+            let user = if with_users { &*labels[0] } else { "" };
+            let sum = sums.entry([user, &labels[1], &labels[2]]).or_default();
+            for (sum, more) in sum.iter_mut().zip([&figures.tokens, &figures.calls, &figures.refusals]) {
+                *sum += more.get();
+            }
+        }
+        let families = [
+            ("authorized_hits", "Tokens charged"),
+            ("authorized_calls", "Requests admitted"),
+            ("limited_calls", "Requests refused by a limit"),
+        ];
+        for (part, (name, help)) in families.into_iter().enumerate() {
+            page.family(Kind::PlainCounter, name, help);
+            for ([user, tier, model], sum) in &sums {
+                let labels = [("user", *user), ("tier", tier), ("model", model)];
+                page.sample(&labels[usize::from(!with_users)..], sum[part]);
+            }
+        }
+    }
+}
+
+/// What endpoint pickers read: ONE series each, over all models, because they take the first series of a family for the
+/// whole process.
+fn picker_gauges(page: &mut Page, engines: &[EngineReading]) {
+    let sum = |part: fn(&EngineReading) -> u64| engines.iter().map(part).sum::<u64>();
+    let (owned, total) = (sum(|engine| engine.owned_blocks), sum(|engine| engine.total_blocks));
+    let share = if total == 0 { 0.0 } else { owned as f64 / total as f64 };
+    page.family(Kind::Gauge, "vllm:num_requests_running", "Sequences being computed")
+        .sample(&[], sum(|engine| engine.running));
+    page.family(Kind::Gauge, "vllm:num_requests_waiting", "Requests in the queue")
+        .sample(&[], sum(|engine| engine.waiting));
+    page.family(Kind::Gauge, "vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1").sample(&[], share);
+    page.family(Kind::Gauge, "vllm:gpu_cache_usage_perc", "Older name of the same share").sample(&[], share);
+    let block_size = engines.iter().map(|engine| engine.block_tokens).max().unwrap_or(0).to_string();
+    let labels = [("block_size", block_size.as_str()), ("num_gpu_blocks", &total.to_string())];
+    page.family(Kind::Gauge, "vllm:cache_config_info", "Tokens of a KV block, and how many there are")
+        .sample(&labels, 1u64);
+    // Nothing to serve adapters with; pickers complain when the family is missing.
+    let labels = [("max_lora", "0"), ("running_lora_adapters", ""), ("waiting_lora_adapters", "")];
+    page.family(Kind::Gauge, "vllm:lora_requests_info", "Adapters in use; there are none").sample(&labels, 0u64);
+}
+
+fn engine_counters(page: &mut Page, engines: &[EngineReading]) {
+    type Part = fn(&EngineReading) -> u64;
+    let families: [(&'static str, &str, Part); 5] = [
+        ("vllm:prompt_tokens", "Prompt tokens processed", |engine| engine.prompt_tokens),
+        ("vllm:generation_tokens", "Completion tokens generated", |engine| engine.completion_tokens),
+        ("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache", |engine| engine.prompt_tokens),
+        ("vllm:prefix_cache_hits", "Prompt tokens found in the cache", |engine| engine.cached_tokens),
+        ("vllm:num_preemptions", "Sequences set back and recomputed", |engine| engine.preemptions),
+    ];
+    for (name, help, part) in families {
+        page.family(Kind::Counter, name, help);
+        for engine in engines {
+            page.sample(&[("engine", "0"), ("model_name", &engine.model)], part(engine));
+        }
+    }
+    page.family(Kind::Histogram, "vllm:iteration_tokens_total", "Tokens of a step");
+    for (engine, read) in engines.iter().filter_map(|engine| Some((engine, engine.step_tokens.as_ref()?))) {
+        page.distribution(&[("engine", "0"), ("model_name", &engine.model)], read);
+    }
+}
+
+/// Each model by itself, under our own names.
+fn engine_detail(page: &mut Page, engines: &[EngineReading]) {
+    type Part = fn(&EngineReading) -> u64;
+    let gauges: [(&'static str, &str, Part); 6] = [
+        ("millgate_engine_running", "Sequences being computed, by model", |engine| engine.running),
+        ("millgate_engine_waiting", "Requests in the queue, by model", |engine| engine.waiting),
+        ("millgate_engine_blocks", "KV blocks in all", |engine| engine.total_blocks),
+        ("millgate_engine_owned_blocks", "KV blocks held by sequences", |engine| engine.owned_blocks),
+        ("millgate_engine_cached_blocks", "KV blocks holding only a prefix", |engine| engine.cached_blocks),
+        ("millgate_engine_healthy", "0 when the engine makes no progress or the model could not be loaded", |engine| {
+            engine.is_healthy.into()
+        }),
+    ];
+    for (name, help, part) in gauges {
+        page.family(Kind::Gauge, name, help);
+        for engine in engines {
+            page.sample(&[("model_name", &engine.model)], part(engine));
+        }
+    }
+    page.family(Kind::Counter, "millgate_engine_steps", "Forward passes");
+    for engine in engines {
+        page.sample(&[("model_name", &engine.model)], engine.steps);
     }
 }
 
@@ -336,43 +495,49 @@ impl Metrics {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_page_shows_an_engine_reading_under_the_names_gateways_read() {
-        let metrics = Metrics::new();
-        let reading = EngineReading {
-            running: 3,
+    fn engine(model: &str, running: u64, owned_blocks: u64) -> EngineReading {
+        EngineReading {
+            model: model.to_owned(),
+            running,
             waiting: 2,
-            owned_blocks: 25,
+            owned_blocks,
             total_blocks: 100,
+            block_tokens: 16,
             prompt_tokens: 640,
             completion_tokens: 64,
             is_healthy: true,
             ..EngineReading::default()
-        };
-        metrics.read_engine("demo", &reading);
-        let page = metrics.render();
-        for line in [
-            "vllm:num_requests_running{model_name=\"demo\"} 3",
-            "vllm:num_requests_waiting{model_name=\"demo\"} 2",
-            "vllm:kv_cache_usage_perc{model_name=\"demo\"} 0.25",
-            "vllm:prompt_tokens_total{model_name=\"demo\"} 640",
-            "vllm:generation_tokens_total{model_name=\"demo\"} 64",
-            "millgate_engine_healthy{model_name=\"demo\"} 1",
-        ] {
-            assert!(page.contains(line), "no line `{line}` in\n{page}");
         }
     }
 
     #[test]
-    fn a_second_reading_replaces_the_totals_of_the_first() {
-        let metrics = Metrics::new();
-        metrics.read_engine("demo", &EngineReading { steps: 5, ..EngineReading::default() });
-        metrics.read_engine("demo", &EngineReading { steps: 9, ..EngineReading::default() });
-        assert!(metrics.render().contains("millgate_engine_steps_total{model_name=\"demo\"} 9"));
+    fn pickers_find_one_series_over_all_models() {
+        let page = Metrics::new().render(PageFormat::Prometheus, &[engine("a", 3, 25), engine("b", 1, 75)], false);
+        for line in [
+            "vllm:num_requests_running 4",
+            "vllm:num_requests_waiting 4",
+            "vllm:kv_cache_usage_perc 0.5",
+            "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"200\"} 1",
+            "vllm:lora_requests_info{max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"} 0",
+            "vllm:prompt_tokens_total{engine=\"0\",model_name=\"a\"} 640",
+            "millgate_engine_running{model_name=\"b\"} 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "no line `{line}` in\n{page}");
+        }
     }
 
     #[test]
-    fn the_page_ends_as_openmetrics_demands() {
-        assert!(Metrics::new().render().ends_with("# EOF\n"));
+    fn users_are_shown_only_where_the_operator_wants_it() {
+        let metrics = Metrics::new();
+        for user in ["ann", "ben"] {
+            let tenant = Tenant { user: user.into(), tier: "free".to_owned() };
+            metrics.tenant_admitted(&tenant, "demo");
+            metrics.tenant_charged(&tenant, "demo", 7);
+        }
+        let open = metrics.render(PageFormat::Prometheus, &[], false);
+        assert!(open.contains("authorized_hits{tier=\"free\",model=\"demo\"} 14\n"), "{open}");
+        assert!(!open.contains("ann"));
+        let inner = metrics.render(PageFormat::Prometheus, &[], true);
+        assert!(inner.contains("authorized_calls{user=\"ben\",tier=\"free\",model=\"demo\"} 1\n"), "{inner}");
     }
 }

@@ -1,9 +1,15 @@
 //! What operators see: logs and metrics, every metric in one file; and the one place where credentials are masked.
 
+mod instruments;
 mod logs;
 mod metrics;
+mod page;
 mod redact;
+mod traces;
 
+pub use instruments::{Counter, Distribution, Family, Gauge, Histogram, OTHER};
 pub use logs::{Config, LogFormat, LogsError, init_logs};
-pub use metrics::{EngineReading, HttpLabels, Metrics, ModelLabels, TokenClass};
+pub use metrics::{EngineReading, Metrics, Sizes, Stages, Tenant, TokenClass};
+pub use page::PageFormat;
 pub use redact::{MASK, guard, redact};
+pub use traces::{Outcome, RequestTrace, TracedRequest, Tracer, TracesConfig, TracesError};

@@ -16,7 +16,7 @@ use millgate::governance::{
     self, Clock, DeclaredModel, Governor, ManualClock, NewKey, NewTier, NewUser, Principal, SystemClock,
 };
 use millgate::store::{self, MemoryCounters, SqliteRecords};
-use millgate::telemetry::Metrics;
+use millgate::telemetry::{Metrics, Tracer};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -61,6 +61,7 @@ pub(crate) struct Builder {
     hidden_models: Vec<String>,
     store: store::Config,
     has_system_clock: bool,
+    tracer: Tracer,
 }
 
 /// A server that runs for one test.
@@ -89,6 +90,7 @@ impl TestApp {
             hidden_models: Vec::new(),
             store: store::Config::default(),
             has_system_clock: false,
+            tracer: Tracer::off(),
         }
     }
 }
@@ -128,6 +130,12 @@ impl Builder {
     /// Adds a second model that no tier may use.
     pub(crate) fn hidden_model(mut self, name: &str) -> Self {
         self.hidden_models.push(name.to_owned());
+        self
+    }
+
+    /// Sends traces with `tracer`.
+    pub(crate) fn tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
         self
     }
 
@@ -171,6 +179,7 @@ impl Builder {
             config: self.api,
             clock,
             metrics: Arc::new(Metrics::new()),
+            tracer: self.tracer,
             lifecycle: lifecycle.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

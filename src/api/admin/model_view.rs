@@ -62,14 +62,16 @@ pub(super) fn model_view(api: &Api, model: &ModelRecord) -> Value {
     })
 }
 
-struct Standing<'a> {
-    status: &'static str,
-    phase: Option<&'static str>,
-    reason: Option<&'a str>,
-    progress: Option<f64>,
+/// How a model is doing, in words.
+pub(crate) struct Standing<'a> {
+    pub(crate) status: &'static str,
+    pub(crate) phase: Option<&'static str>,
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) progress: Option<f64>,
 }
 
-fn standing(served: Option<&ServedModel>) -> Standing<'_> {
+/// How `served` is doing; `None` is a model that this process does not know.
+pub(crate) fn standing(served: Option<&ServedModel>) -> Standing<'_> {
     let plain = |status, phase, reason| Standing { status, phase, reason, progress: None };
     match served.map(|served| &served.state) {
         None => {

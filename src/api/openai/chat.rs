@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`.
 use axum::body::Body;
 use axum::http::Response;
+use tokio::time::Instant;
 
 use super::chat_request::ChatRequest;
 use super::driver::{Finished, Output};
@@ -25,6 +26,7 @@ pub(crate) async fn chat(
 ) -> Result<Response<Body>, ApiError> {
     let request = ChatRequest::parse(body, &api.config.bounds)?;
     let (model, ready) = choose_model(api, &caller.principal, path_model, request.model.as_deref())?;
+    let tokenizing_since = Instant::now();
     let prompt = tokenize_chat(api, &ready, request.messages).await?;
     let preamble = Preamble {
         id: format!("chatcmpl-{}", caller.context.id.simple()),
@@ -42,6 +44,7 @@ pub(crate) async fn chat(
         logprobs: request.logprobs,
         prompt_logprobs: None,
         continues_text: false,
+        tokenizing_since,
     };
     let running = start(api, caller, plan).await?;
     match delivery {

@@ -1,6 +1,7 @@
 //! `POST /v1/completions`: raw prompts, several at once if asked for.
 use axum::body::Body;
 use axum::http::Response;
+use tokio::time::Instant;
 
 use super::completion_request::{CompletionRequest, Prompt};
 use super::driver::{Finished, Output};
@@ -28,6 +29,7 @@ pub(crate) async fn complete(
     let (model, ready) = choose_model(api, &caller.principal, path_model, request.model.as_deref())?;
     let texts: Vec<Option<String>> =
         request.prompts.iter().map(|prompt| echo_text(prompt, &ready, request.echo)).collect();
+    let tokenizing_since = Instant::now();
     let prompts = tokenize_prompts(api, &ready, request.prompts).await?;
     let preamble = Preamble {
         id: format!("cmpl-{}", caller.context.id.simple()),
@@ -45,6 +47,7 @@ pub(crate) async fn complete(
         logprobs: request.logprobs,
         prompt_logprobs: request.logprobs.filter(|_| request.echo),
         continues_text: true,
+        tokenizing_since,
     };
     let running = start(api, caller, plan).await?;
     match delivery {

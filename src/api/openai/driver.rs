@@ -20,7 +20,7 @@ use crate::api::limits::denied_detail;
 use crate::engine::{Event, EventStream, Failure, FinishReason, TokenLogprob, TokenUsage};
 use crate::governance::ports::StoreError;
 use crate::governance::{Denied, Permit, Status, Usage};
-use crate::telemetry::{Metrics, TokenClass};
+use crate::telemetry::{self, Metrics, RequestTrace, Sizes, Stages, Tenant, TokenClass};
 
 /// Completion tokens asked for at a time, a sequence, when the client set no maximum.
 const BLOCK_TOKENS: u64 = 256;
@@ -89,10 +89,18 @@ pub(crate) struct Generation {
     pub(crate) flights: Vec<Flight>,
     /// Choices a prompt.
     pub(crate) choices: u32,
+    /// The client's cap, if it set one.
+    pub(crate) max_tokens: Option<u64>,
+    /// Whose request it is.
+    pub(crate) tenant: Tenant,
     pub(crate) patience: Patience,
     pub(crate) metrics: Arc<Metrics>,
     /// When the request arrived.
     pub(crate) arrived: Instant,
+    /// When the engine got it.
+    pub(crate) submitted: Instant,
+    /// Filled in as the generation goes, if traces are wanted.
+    pub(crate) trace: Option<RequestTrace>,
 }
 
 /// How following the engine ended.
@@ -110,6 +118,7 @@ struct Course {
     reasons: Vec<FinishReason>,
     limit: Option<Value>,
     has_started: bool,
+    first_text: Option<Instant>,
     last_text: Option<Instant>,
 }
 
@@ -126,6 +135,7 @@ impl Generation {
             reasons,
             limit: None,
             has_started: false,
+            first_text: None,
             last_text: None,
         };
         let outcome = course.follow().await;
@@ -214,7 +224,10 @@ impl Course {
         generation.permit.progress(governed(&used(&generation.flights)));
         let now = Instant::now();
         match self.last_text.replace(now) {
-            None => generation.metrics.first_token(&generation.model, now - generation.arrived),
+            None => {
+                self.first_text = Some(now);
+                generation.metrics.first_token(&generation.model, now - generation.arrived);
+            }
             Some(before) => generation.metrics.next_token(&generation.model, now - before),
         }
         if let Some(Output::Text { choice: last, text: before, logprobs: scores }) = self.pending.back_mut()
@@ -281,6 +294,8 @@ impl Course {
             drain(flight).await;
         }
         let usage = used(&self.generation.flights);
+        let (stages, sizes) = (self.stages(), self.sizes(&usage));
+        let trace = self.traced(&stages, &usage, &outcome);
         let is_cut = self.reasons.contains(&FinishReason::Allowance);
         let status = match &outcome {
             Outcome::Completed if is_cut => Status::LimitReached,
@@ -290,7 +305,7 @@ impl Course {
         };
         let Self { generation, reader, mut pending, reasons, limit, .. } = self;
         let (metrics, model) = (&generation.metrics, &generation.model);
-        metrics.request_ended(model, generation.arrived.elapsed());
+        metrics.request_ended(model, &stages, &sizes);
         let asked = Instant::now();
         let committed = generation.permit.settle(governed(&usage), status).await;
         let last = match (outcome, committed) {
@@ -303,18 +318,72 @@ impl Course {
             (Outcome::Completed | Outcome::ReaderGone, Ok(())) => {
                 metrics.ledger_committed(asked.elapsed());
                 count_charged(metrics, model, &usage);
+                metrics.tenant_charged(&generation.tenant, model, sizes.prompt_tokens + sizes.completion_tokens);
                 if status != Status::Aborted {
                     reasons.iter().for_each(|reason| metrics.choice_finished(model, finish_word(*reason)));
                 }
                 Output::Finished(Finished { usage: shown(&usage), limit: limit.filter(|_| is_cut), reasons })
             }
         };
+        if let Some(mut trace) = trace {
+            trace.stage("settle", asked.into_std(), Instant::now().into_std());
+            trace.finish(Instant::now().into_std());
+        }
         pending.push_back(last);
         for output in pending {
             // A reader that takes nothing for so long is gone; everything is settled already.
             if !matches!(timeout(generation.patience.stall, reader.send(output)).await, Ok(Ok(()))) {
                 break;
             }
+        }
+    }
+
+    /// How long each part took, of the prompt that waited longest.
+    fn stages(&self) -> Stages {
+        let generation = &self.generation;
+        let queued = generation.flights.iter().map(|flight| flight.stream.queued_for()).max().unwrap_or_default();
+        let until_text = self.first_text.map(|first| first.duration_since(generation.submitted));
+        let decode = self.first_text.zip(self.last_text).map(|(first, last)| last.duration_since(first));
+        Stages {
+            whole: generation.arrived.elapsed(),
+            queued,
+            prefill: until_text.map_or(Duration::ZERO, |took| took.saturating_sub(queued)),
+            decode: decode.unwrap_or_default(),
+        }
+    }
+
+    /// Completes the trace but for the settlement, if there is one.
+    fn traced(&mut self, stages: &Stages, usage: &TokenUsage, outcome: &Outcome) -> Option<RequestTrace> {
+        let mut trace = self.generation.trace.take()?;
+        let (from, computed) = (self.generation.submitted, self.generation.submitted + stages.queued);
+        trace.stage("queue", from.into_std(), computed.into_std());
+        if let Some((first, last)) = self.first_text.zip(self.last_text) {
+            trace.stage("prefill", computed.into_std(), first.into_std());
+            trace.stage("decode", first.into_std(), last.into_std());
+        }
+        trace.ended(telemetry::Outcome {
+            input_tokens: usage.prompt_tokens.into(),
+            cached_tokens: usage.cached_tokens.into(),
+            output_tokens: usage.completion_tokens.into(),
+            finish_reasons: self.reasons.iter().map(|reason| finish_word(*reason)).collect(),
+            error: match outcome {
+                Outcome::Completed => None,
+                Outcome::ReaderGone => Some("client_gone"),
+                Outcome::Failed(_) => Some("failed"),
+            },
+        });
+        Some(trace)
+    }
+
+    fn sizes(&self, usage: &TokenUsage) -> Sizes {
+        let flights = &self.generation.flights;
+        let longest = flights.iter().map(|flight| flight.stream.usage().completion_tokens).max().unwrap_or(0);
+        Sizes {
+            prompt_tokens: usage.prompt_tokens.into(),
+            completion_tokens: usage.completion_tokens.into(),
+            choices: self.generation.choices,
+            max_tokens: self.generation.max_tokens,
+            longest: longest.into(),
         }
     }
 

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::chat::chat;
 use super::completions::complete;
-use super::start::Caller;
+use super::start::{Caller, tenant};
 use crate::api::body::{discard, read_body};
 use crate::api::error::ApiError;
 use crate::api::limits::denied_error;
@@ -96,6 +96,9 @@ async fn governed_body(
     let largest = windows.max().unwrap_or(0).saturating_mul(most) as u64;
     if let Err(denied) = api.governor.peek(&caller.principal, model, largest).await {
         api.metrics.refused(denied.reason);
+        // The name in the address is the client's: only one that exists may become a label.
+        let known = model.filter(|name| api.models.get(name).is_some()).unwrap_or_default();
+        api.metrics.tenant_refused(&tenant(&caller.principal), known);
         discard(&parts.headers, body).await;
         return Err(denied_error(&denied, api.now()));
     }

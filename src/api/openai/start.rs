@@ -16,7 +16,8 @@ use crate::api::models::{ModelState, ReadyModel, ServedModel};
 use crate::api::request_context::RequestContext;
 use crate::api::state::Api;
 use crate::engine::{CacheSalt, EventStream, FlowId, Request, RequestId, SamplingParams, SubmitError};
-use crate::governance::{Ask, CompletionCap, Permit, Principal, Scheduling, Status, Usage};
+use crate::governance::{Ask, CompletionCap, Permit, Principal, Refusal, Scheduling, Status, Usage};
+use crate::telemetry::{Tenant, TracedRequest};
 
 /// Outputs that may wait between the generation and the connection; the rest waits, joined, in the generation.
 const CHANNEL_DEPTH: usize = 16;
@@ -44,6 +45,7 @@ pub(crate) struct Plan {
     pub(crate) prompt_logprobs: Option<u8>,
     /// Whether the answer's text goes on from the prompt's, as a raw completion does.
     pub(crate) continues_text: bool,
+    pub(crate) tokenizing_since: Instant,
 }
 
 /// A generation that has begun.
@@ -205,15 +207,27 @@ fn untokenizable(param: &'static str, error: &dyn std::error::Error) -> ApiError
 pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Running, ApiError> {
     check_logit_bias(&plan)?;
     let caps = caps(&plan);
+    let tenant = tenant(&caller.principal);
     let asked = Instant::now();
     let admitted = api.governor.admit(&caller.principal, ask(&caller, &plan, &caps)).await;
     api.metrics.admission_decided(asked.elapsed());
     let permit = admitted.map_err(|refusal| {
         let error = refusal_error(&refusal, api.now());
         api.metrics.refused(error.reason());
+        if matches!(refusal, Refusal::Denied(_)) {
+            api.metrics.tenant_refused(&tenant, &plan.model.name);
+        }
         error
     })?;
+    api.metrics.tenant_admitted(&tenant, &plan.model.name);
     let headers = standing_headers(permit.standing(), api.now());
+    let submitted = Instant::now();
+    let mut trace = api.tracer.begin(traced(&caller, &plan));
+    if let Some(trace) = &mut trace {
+        trace.stage("authenticate", caller.context.received, caller.arrived.into_std());
+        trace.stage("tokenize", plan.tokenizing_since.into_std(), asked.into_std());
+        trace.stage("admit", asked.into_std(), submitted.into_std());
+    }
     let (permit, flights) =
         submit_all(api, &caller, &plan, &caps, permit).await.map_err(|error| error.with_headers(headers.clone()))?;
     let generation = Generation {
@@ -222,6 +236,8 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
         permit,
         flights,
         choices: plan.params.choices,
+        max_tokens: plan.params.max_tokens.map(u64::from),
+        tenant,
         patience: Patience {
             stall: api.config.stall_timeout,
             refill: api.config.refill_wait,
@@ -229,10 +245,39 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
         },
         metrics: Arc::clone(&api.metrics),
         arrived: caller.arrived,
+        submitted,
+        trace,
     };
     let (sender, outputs) = mpsc::channel(CHANNEL_DEPTH);
     api.lifecycle.generations().spawn(generation.run(sender));
     Ok(Running { outputs, headers })
+}
+
+/// What a trace says of a request.
+fn traced(caller: &Caller, plan: &Plan) -> TracedRequest {
+    let params = &plan.params;
+    TracedRequest {
+        operation: if plan.continues_text { "text_completion" } else { "chat" },
+        model: plan.model.name.clone(),
+        id: caller.context.id.to_string(),
+        traceparent: caller.context.traceparent.clone(),
+        received: caller.context.received,
+        choices: params.choices,
+        max_tokens: params.max_tokens.map(u64::from),
+        sampling: [
+            ("gen_ai.request.temperature", params.temperature.into()),
+            ("gen_ai.request.top_p", params.top_p.into()),
+            ("gen_ai.request.top_k", params.top_k.into()),
+            ("gen_ai.request.presence_penalty", params.presence_penalty.into()),
+            ("gen_ai.request.frequency_penalty", params.frequency_penalty.into()),
+        ],
+    }
+}
+
+/// Whose figures a caller's requests count in.
+pub(crate) fn tenant(principal: &Principal) -> Tenant {
+    let tier = principal.policy.tier_name().unwrap_or_default().to_owned();
+    Tenant { user: Arc::clone(&principal.name), tier }
 }
 
 fn check_logit_bias(plan: &Plan) -> Result<(), ApiError> {

@@ -16,6 +16,6 @@ pub(crate) use admin::{
 pub(crate) use audit::{AuditRow, AuditVerdict};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
-pub(crate) use operations::Health;
+pub(crate) use operations::{Health, HealthDetails};
 pub(crate) use shared::{ErrorBody, Listed, PageQuery};
 pub(crate) use usage::{CompletionsPage, CostsPage, NewPrices, Price, UsageReport};
