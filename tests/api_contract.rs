@@ -145,7 +145,7 @@ async fn figures_are_plain_prometheus_text_unless_openmetrics_is_asked_for() {
 #[test]
 fn the_checker_of_answers_sees_what_is_wrong() {
     let schema = json!({"$ref": "#/components/schemas/User"});
-    let good = json!({"object": "user", "id": "1", "name": "ann", "groups": [], "active": true, "created_at": "x"});
+    let good = json!({"object": "user", "id": "1", "name": "ann", "issuer": "local", "groups": [], "active": true, "created_at": "x"});
     let faults = |change: &dyn Fn(&mut Value)| {
         let mut value = good.clone();
         change(&mut value);

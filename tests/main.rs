@@ -9,6 +9,7 @@ mod api_hostile;
 mod api_inference;
 mod api_life;
 mod api_limits;
+mod api_tokens;
 mod api_usage;
 mod audit;
 mod blackbox;

@@ -32,6 +32,8 @@ fn user(name: &str) -> UserRecord {
         name: name.into(),
         active: true,
         created_at_us: 1,
+        token_epoch: 0,
+        groups_at_us: None,
         groups: vec![Membership { group: "g".into(), source: MembershipSource::Local }],
     }
 }

@@ -28,6 +28,21 @@ pub(crate) async fn require_caller(State(api): State<Api>, mut request: Request,
     }
 }
 
+/// Lets anybody pass whose credential opens inference.
+pub(crate) async fn require_inference(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
+    match authenticate(&api, presented(&api, &request)).await {
+        Ok(principal) if principal.may_infer() => {
+            request.extensions_mut().insert(principal);
+            next.run(request).await
+        }
+        Ok(_) => {
+            let what = "Tokens of this identity provider open the account only: make an API key with one, or a token.";
+            refuse(request, ApiError::forbidden(what)).await
+        }
+        Err(error) => refuse(request, error).await,
+    }
+}
+
 /// Lets administrators pass.
 pub(crate) async fn require_admin(State(api): State<Api>, mut request: Request, next: Next) -> Response<Body> {
     match authenticate(&api, presented(&api, &request)).await {

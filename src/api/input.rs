@@ -15,6 +15,13 @@ pub(crate) async fn read_fields(api: &Api, request: Request) -> Result<Fields, A
     Fields::parse(&read_body(&parts.headers, body, &api.config).await?)
 }
 
+/// Reads a JSON object whose fields are all optional; no body at all is an empty one.
+pub(crate) async fn read_optional_fields(api: &Api, request: Request) -> Result<Fields, ApiError> {
+    let (parts, body) = request.into_parts();
+    let bytes = read_body(&parts.headers, body, &api.config).await?;
+    if bytes.is_empty() { Fields::parse(b"{}") } else { Fields::parse(&bytes) }
+}
+
 /// Takes a list of limits, each as an object or in text form.
 pub(crate) fn take_limits(body: &mut Fields, field: &str) -> Result<Option<Vec<Limit>>, ApiError> {
     let Some(items) = body.list(field)? else { return Ok(None) };

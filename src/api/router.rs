@@ -6,7 +6,7 @@ use axum::http::Method;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, MethodRouter, on};
 
-use super::auth::{require_admin, require_caller};
+use super::auth::{require_admin, require_caller, require_inference};
 use super::cors::cors;
 use super::error::{ApiError, Kind};
 use super::request_context::with_context;
@@ -20,6 +20,8 @@ pub enum Access {
     Open,
     /// Whoever has a valid credential.
     Caller,
+    /// Whoever has a valid credential that opens inference: not every provider's token does.
+    Inference,
     /// Members of the administrators' group.
     Admin,
 }
@@ -77,15 +79,15 @@ fn figures_and_docs() -> Vec<Route> {
 }
 
 fn inference() -> Vec<Route> {
-    use Access::Caller;
+    use Access::{Caller, Inference};
     vec![
         get("/v1/models", Caller, openai::list_models),
         get("/v1/models/{id}", Caller, openai::get_model),
-        post("/v1/chat/completions", Caller, openai::post_chat),
-        post("/v1/completions", Caller, openai::post_completion),
+        post("/v1/chat/completions", Inference, openai::post_chat),
+        post("/v1/completions", Inference, openai::post_completion),
         get("/llm/{model}/v1/models", Caller, openai::list_models),
-        post("/llm/{model}/v1/chat/completions", Caller, openai::post_chat),
-        post("/llm/{model}/v1/completions", Caller, openai::post_completion),
+        post("/llm/{model}/v1/chat/completions", Inference, openai::post_chat),
+        post("/llm/{model}/v1/completions", Inference, openai::post_completion),
     ]
 }
 
@@ -96,6 +98,9 @@ fn account_routes() -> Vec<Route> {
         get("/v1/api-keys", Caller, account::list_keys),
         get("/v1/api-keys/{id}", Caller, account::get_key),
         delete("/v1/api-keys/{id}", Caller, account::revoke_key),
+        post("/v1/tokens", Caller, account::create_token),
+        delete("/v1/tokens", Caller, account::revoke_tokens),
+        get("/.well-known/jwks.json", Access::Open, account::jwks),
         get("/v1/me", Caller, account::me),
         get("/v1/usage", Caller, usage::own_usage),
         post("/v1/tiers/lookup", Caller, account::lookup_tier),
@@ -116,6 +121,10 @@ fn administration() -> Vec<Route> {
         get("/admin/v1/users/{name}", Admin, admin::get_user),
         route(Method::PATCH, "/admin/v1/users/{name}", Admin, admin::patch_user),
         delete("/admin/v1/users/{name}", Admin, admin::delete_user),
+        delete("/admin/v1/users/{name}/tokens", Admin, admin::revoke_tokens_of),
+        get("/admin/v1/signing-keys", Admin, admin::list_signing_keys),
+        post("/admin/v1/signing-keys", Admin, admin::rotate_signing_key),
+        delete("/admin/v1/signing-keys/{id}", Admin, admin::withdraw_signing_key),
         get("/admin/v1/groups", Admin, admin::list_groups),
         post("/admin/v1/groups", Admin, admin::create_group),
         get("/admin/v1/audit", Admin, admin::list_audit),
@@ -143,13 +152,10 @@ fn administration() -> Vec<Route> {
 fn later() -> Vec<Route> {
     use Access::{Admin, Caller};
     let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
-    let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke", "/v1/tokens"];
+    let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke"];
     let admin_gets = ["/admin/v1/config"];
-    let mut routes = vec![
-        route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet),
-        delete("/v1/tokens", Caller, not_yet),
-        put("/admin/v1/config", Admin, not_yet),
-    ];
+    let mut routes =
+        vec![route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet), put("/admin/v1/config", Admin, not_yet)];
     routes.extend(post_only.iter().chain(&own).map(|path| post(path, Caller, not_yet)));
     routes.extend(admin_gets.iter().map(|path| get(path, Admin, not_yet)));
     routes.into_iter().map(|route| Route { is_supported: false, ..route }).collect()
@@ -172,6 +178,7 @@ fn assemble(api: &Api, routes: Vec<Route>) -> Router {
         let handler = match route.access {
             Access::Open => route.handler,
             Access::Caller => route.handler.route_layer(from_fn_with_state(api.clone(), require_caller)),
+            Access::Inference => route.handler.route_layer(from_fn_with_state(api.clone(), require_inference)),
             Access::Admin => route.handler.route_layer(from_fn_with_state(api.clone(), require_admin)),
         };
         router = router.route(route.path, handler);

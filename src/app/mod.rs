@@ -1,6 +1,7 @@
 //! The composition root: builds store, governance, engines and API from the settings, and takes them down in reverse.
 
 mod declare;
+mod documents;
 mod first_models;
 mod fleet;
 mod load;
@@ -13,6 +14,7 @@ mod summary;
 mod tier_folder;
 mod watched;
 
+pub use documents::HttpDocuments;
 pub use plan::{PlanError, Share, Wish, share_memory, share_of_rest};
 pub use served::Served;
 pub use summary::{LoadedModel, ModelLine, Summary};

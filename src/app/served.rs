@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use super::declare::declared;
+use super::documents::HttpDocuments;
 use super::first_models::{created_before, load_configured};
 use super::fleet::{Fleet, House};
 use super::load;
@@ -178,7 +179,8 @@ async fn found(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let counters = Arc::new(MemoryCounters::new(Arc::clone(&clock)));
     let config = settings.governance();
-    let (governor, first) = Governor::start(Arc::clone(&records), counters, Arc::clone(&clock), config)
+    let documents = Arc::new(HttpDocuments::new()?);
+    let (governor, first) = Governor::start_with(Arc::clone(&records), counters, Arc::clone(&clock), config, documents)
         .await
         .context("cannot start governance")?;
     if let Some(key) = &first.admin_key {

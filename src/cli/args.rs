@@ -42,6 +42,9 @@ pub enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Make and end short-lived tokens, and look after the keys that sign them
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// List tiers, or apply a file of them
     #[command(subcommand)]
     Tier(TierCommand),
@@ -235,6 +238,62 @@ pub struct KeyRevokeArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `token ...`.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a short-lived token with your key; it is shown once
+    #[command(after_help = "\
+Examples:
+  millgate token create                       for four hours
+  millgate token create --expires 30m --json
+
+A token is as strong as the key it is made with, never lives longer, and ends with it.")]
+    Create(TokenCreateArgs),
+    /// End all your tokens, effective on the next request; keys stay
+    Revoke(TokenRevokeArgs),
+    /// List the keys that sign tokens (administrators only)
+    Keys(ListArgs),
+    /// Let a new key sign from now on; tokens of the old one live to their end (administrators only)
+    Rotate(ListArgs),
+    /// Withdraw a signing key: every token it signed is dead on the next request (administrators only)
+    Withdraw(TokenWithdrawArgs),
+}
+
+/// Options of `token create`.
+#[derive(Debug, Args)]
+pub struct TokenCreateArgs {
+    /// What the token is for
+    #[arg(long)]
+    pub name: Option<String>,
+    /// When it ends, 10m to 24h [default: 4h]
+    #[arg(long, value_name = "DURATION")]
+    pub expires: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `token revoke`.
+#[derive(Debug, Args)]
+pub struct TokenRevokeArgs {
+    /// Somebody else's tokens (administrators only) [default: yours]
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Options of `token withdraw`.
+#[derive(Debug, Args)]
+pub struct TokenWithdrawArgs {
+    /// The key's id, as `token keys` shows it
+    pub id: String,
     #[command(flatten)]
     pub remote: Remote,
 }

@@ -68,6 +68,14 @@ impl Client {
         response.text().await.context("the answer broke off")
     }
 
+    /// A request whose answer has no body.
+    ///
+    /// # Errors
+    /// As [`Client::json`].
+    pub(super) async fn bare(&self, method: Method, path: &str) -> Result<()> {
+        self.send(method, path, None).await.map(drop)
+    }
+
     /// A streamed POST; `on_event` gets the data of each event until `[DONE]` and says whether to go on.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod serve;
 mod serve_summary;
 mod sse;
 mod tier;
+mod token;
 mod usage;
 mod user;
 

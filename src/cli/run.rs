@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use crate::config::Environment;
 
 use super::args::{Cli, Command};
-use super::{audit, bench, chat, config_command, fail, key, model, output, price, serve, tier, usage, user};
+use super::{audit, bench, chat, config_command, fail, key, model, output, price, serve, tier, token, usage, user};
 
 /// How long threads that read files may go on after everything else has ended.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -40,6 +40,7 @@ fn dispatch(command: &Command, environment: &Environment) -> Result<()> {
         Command::Chat(args) => chat::run(args, environment, &runtime()?),
         Command::Bench(args) => runtime()?.block_on(bench::run(args, environment)),
         Command::Key(command) => runtime()?.block_on(key::run(command, environment)),
+        Command::Token(command) => runtime()?.block_on(token::run(command, environment)),
         Command::Tier(command) => runtime()?.block_on(tier::run(command, environment)),
         Command::User(command) => runtime()?.block_on(user::run(command, environment)),
         Command::Model(command) => runtime()?.block_on(model::run(command, environment)),

@@ -6,6 +6,7 @@
 
 mod environment;
 mod file;
+mod oidc;
 mod raw;
 mod reference;
 mod resolve;

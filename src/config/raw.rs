@@ -1,5 +1,6 @@
 //! The raw mirror of `millgate.toml`: exactly the documented keys, all optional, units parsed on the way in.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -26,12 +27,19 @@ pub struct RawConfig {
     pub keys: RawKeys,
     /// `[tiers]`: rules for all tiers, and a folder that declares them.
     pub tiers: RawTierRules,
+    /// `[identity]`: what holds for all identity providers.
+    pub identity: RawIdentity,
+    /// `[tokens]`: short-lived tokens.
+    pub tokens: RawTokens,
     /// `[hub]`: where `hf:` models come from.
     pub hub: RawHub,
     /// `[log]`: what is logged and how.
     pub log: RawLog,
     /// `[traces]`: where traces go.
     pub traces: RawTraces,
+    /// `[[oidc]]`: identity providers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub oidc: Vec<RawOidc>,
     /// `[[models]]`: what is served.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<RawModel>,
@@ -137,6 +145,56 @@ pub struct RawTierRules {
     pub poll: Option<Span>,
     /// Limits of a tier that a ConfigMap brings.
     pub new_limits: Option<Vec<String>>,
+}
+
+/// `[identity]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawIdentity {
+    /// How long a provider's word about groups counts.
+    pub groups_max_age: Option<Span>,
+}
+
+/// One `[[oidc]]` entry.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawOidc {
+    /// A short name; users are called `name:user`.
+    pub name: String,
+    /// The issuer, letter by letter.
+    pub issuer: String,
+    /// Whom tokens must be meant for.
+    pub audiences: Vec<String>,
+    /// Clients whose tokens are accepted.
+    pub clients: Option<Vec<String>>,
+    /// Algorithms that are accepted.
+    pub algorithms: Option<Vec<String>>,
+    /// The claim that names the user.
+    pub user_claim: Option<String>,
+    /// The claim that lists the groups.
+    pub groups_claim: Option<String>,
+    /// Whether tokens open inference.
+    pub allow_inference: Option<bool>,
+    /// How far clocks may be apart.
+    pub leeway: Option<Span>,
+    /// How often keys are fetched.
+    pub keys_refresh: Option<Span>,
+    /// How long keys are used while the provider is down.
+    pub keys_max_age: Option<Span>,
+    /// What words of that claim mean here.
+    pub group_map: Option<BTreeMap<String, String>>,
+}
+
+/// `[tokens]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTokens {
+    /// How long a token lives when its maker does not say.
+    pub default_life: Option<Span>,
+    /// The longest life a token may be given.
+    pub longest_life: Option<Span>,
+    /// How long one key signs.
+    pub rotate_every: Option<Span>,
 }
 
 /// `[hub]`.

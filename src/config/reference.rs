@@ -19,6 +19,11 @@ pub struct Key {
     pub about: &'static str,
 }
 
+/// True for a table that may stand several times.
+fn is_list(table: &str) -> bool {
+    matches!(table, "models" | "oidc")
+}
+
 const fn key(
     table: &'static str,
     name: &'static str,
@@ -47,11 +52,17 @@ const TABLES: &[(&str, &str)] = &[
     ("cpu", "Threads."),
     ("keys", "API keys."),
     ("tiers", "Rules for all tiers, and a folder of files that declare them."),
+    ("identity", "What holds for all identity providers."),
+    ("tokens", "Short-lived signed tokens, made with `POST /v1/tokens`."),
     ("hub", "Where `hf:` models come from. The access token is read from the environment only (`HF_TOKEN`)."),
     ("log", "What is logged. Prompts, outputs, keys and addresses never are."),
     (
         "traces",
         "Traces over OTLP (HTTP with protobuf), one span a request with its stages below. Off until an endpoint is set. Prompts, outputs, users and keys are never in them.",
+    ),
+    (
+        "oidc",
+        "One `[[oidc]]` table for each identity provider (OpenID Connect) whose tokens are believed. See docs/operations.md.",
     ),
     ("models", "One `[[models]]` table a model. Without any, the bundled demo model is served as `demo`."),
 ];
@@ -116,6 +127,14 @@ pub const KEYS: &[Key] = &[
         .about("How often the folder's content is read. Read, not watched for events, so that mounted ConfigMaps and network folders work."),
     key("tiers", "new_limits", "list of limits", "those of the tier `free` of a first start", "[\"60 requests / 1m\", \"40000 tokens / 1m\"]")
         .about("The limits of a tier that a ConfigMap declares for the first time, because a ConfigMap has none; never unlimited in silence."),
+    key("identity", "groups_max_age", "duration", "7d", "\"7d\"")
+        .about("How long a provider's word about a user's groups counts, 1h to 90d. Then the user's keys have the groups given here only, until the next login."),
+    key("tokens", "default_life", "duration", "4h", "\"4h\"")
+        .about("How long a token lives when its maker does not say; never longer than the key it was made with."),
+    key("tokens", "longest_life", "duration", "24h", "\"24h\"")
+        .about("The longest life a token may be given, 10m to 24h. Short lives bound what a leaked token is worth."),
+    key("tokens", "rotate_every", "duration", "30d", "\"30d\"")
+        .about("How long one key signs tokens before the next takes over, at least 1h. The old one verifies until its last token has expired."),
     key("hub", "endpoint", "URL", "https://huggingface.co", "\"https://huggingface.co\"")
         .about("The hub or a mirror of it; `HF_ENDPOINT` is used when this is unset."),
     key("hub", "home", "folder", "HF_HOME, else ~/.cache/huggingface", "\"/var/cache/huggingface\"")
@@ -129,6 +148,29 @@ pub const KEYS: &[Key] = &[
         .about("The share of requests that leave a trace. The caller's `traceparent` is a link only and decides nothing."),
     key("traces", "headers", "list of name=value", "none", "[\"authorization=Basic dXNlcjpwYXNz\"]")
         .about("Headers of the messages to the collector. Values are secrets: they are never shown."),
+    key("oidc", "name", "name", "required", "\"corp\"")
+        .about("A short name, lower-case letters, digits and `-`. Users are called `corp:ann` here, so none can be taken for a user made here."),
+    key("oidc", "issuer", "URL", "required", "\"https://id.example.com/realms/staff\"")
+        .about("The issuer, letter by letter as in its tokens and in its discovery document. https, or http on this machine."),
+    key("oidc", "audiences", "list of names", "required", "[\"millgate\"]")
+        .about("A token must be meant for one of these (`aud`), or tokens made for other programs would open this server."),
+    key("oidc", "clients", "list of names", "any", "[\"millgate-web\"]")
+        .about("A token must have been given to one of these clients (`azp`, else `client_id`)."),
+    key("oidc", "algorithms", "list of names", "[\"RS256\", \"ES256\"]", "[\"RS256\", \"ES256\", \"EdDSA\"]")
+        .about("What tokens may be signed with: RS256 to RS512, PS256 to PS512, ES256, ES384, EdDSA. Never `none`, never a shared secret."),
+    key("oidc", "user_claim", "claim", "preferred_username", "\"preferred_username\"")
+        .about("The claim that names the user for people. Who somebody is hangs on issuer and `sub` alone."),
+    key("oidc", "groups_claim", "claim", "unset", "\"groups\"")
+        .about("The claim that lists the groups, or a path such as `realm_access.roles`. While unset, groups are given here only."),
+    key("oidc", "allow_inference", "true or false", "false", "false")
+        .about("Whether these tokens open inference. Otherwise they open account and administration: users make an API key or a token with them."),
+    key("oidc", "leeway", "duration", "30s", "\"30s\"").about("How far the provider's clock and this one may be apart, at most 5m."),
+    key("oidc", "keys_refresh", "duration", "15m", "\"15m\"")
+        .about("After this the provider's keys are fetched again and tokens seen before are checked again, 1m to 24h. An unknown key is looked for at once, at most every 10 s."),
+    key("oidc", "keys_max_age", "duration", "24h", "\"24h\"")
+        .about("How long fetched keys are used while the provider cannot be reached, at most 7d. Then its tokens get 503."),
+    key("oidc", "group_map", "table of names", "none", "{ \"Platform Admins\" = \"millgate-admins\" }")
+        .about("What words of that claim mean here. Only through it does a claim give administration, a `system:` group, or a name with unusual characters."),
     key("models", "name", "name", "required", "\"qwen\"")
         .about("What clients put into `model`: lower-case letters, digits, `-`, `_`, `.`; no `/`."),
     key("models", "source", "source", "required", "\"hf:Qwen/Qwen3-0.6B\"")
@@ -168,7 +210,7 @@ pub fn reference_page() -> String {
          Command-line options win over the file. Durations are `250ms`, `30s`, `5m`, `2h`, `7d`; amounts of memory `512MiB`, `4GiB`.\n",
     );
     for (table, about) in TABLES {
-        let brackets = if *table == "models" { format!("[[{table}]]") } else { format!("[{table}]") };
+        let brackets = if is_list(table) { format!("[[{table}]]") } else { format!("[{table}]") };
         let _ = write!(page, "\n## `{brackets}`\n\n{about}\n\n| key | value | default | |\n|---|---|---|---|\n");
         for key in KEYS.iter().filter(|key| key.table == *table) {
             let _ = writeln!(page, "| `{table}.{}` | {} | {} | {} |", key.name, key.kind, key.default, key.about);
@@ -189,7 +231,7 @@ pub fn example_file() -> String {
          # Made by `millgate config example`; docs/config.md has the same as a table.\n",
     );
     for (table, about) in TABLES {
-        let brackets = if *table == "models" { format!("[[{table}]]") } else { format!("[{table}]") };
+        let brackets = if is_list(table) { format!("[[{table}]]") } else { format!("[{table}]") };
         let _ = write!(file, "\n# {about}\n{brackets}\n");
         for key in KEYS.iter().filter(|key| key.table == *table) {
             let _ = write!(
@@ -213,7 +255,7 @@ mod tests {
 
     /// The keys serde knows for a table: an unknown key's error lists them all.
     fn keys_of(table: &str) -> Vec<String> {
-        let brackets = if table == "models" { "[[models]]" } else { &format!("[{table}]") };
+        let brackets = if is_list(table) { format!("[[{table}]]") } else { format!("[{table}]") };
         let error = toml::from_str::<RawConfig>(&format!("{brackets}\nzzz = 1\n")).unwrap_err();
         let (_, listed) = error.message().split_once("expected ").unwrap();
         listed.split('`').skip(1).step_by(2).map(str::to_owned).collect()
@@ -248,7 +290,7 @@ mod tests {
         let written = toml::to_string(&raw).unwrap();
         for key in KEYS {
             assert!(
-                written.contains(&format!("{} = ", key.name)),
+                written.contains(&format!("{} = ", key.name)) || written.contains(&format!(".{}]", key.name)),
                 "{}.{} is not set by the example",
                 key.table,
                 key.name

@@ -11,12 +11,15 @@ use millgate_models::{HubOptions, KvDtypeChoice, Source};
 use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
 use crate::governance::limits::check_limits;
-use crate::governance::{Config as GovernanceConfig, Limit, Secret, tiers};
+use crate::governance::{
+    Config as GovernanceConfig, LONGEST_TOKEN_LIFE, Limit, OidcIssuer, SHORTEST_TOKEN_LIFE, Secret, tiers,
+};
 use crate::telemetry::{Config as LogConfig, LogFormat, TracesConfig};
 
 use super::environment::Environment;
 use super::file::{ConfigError, line_of};
-use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers, RawTraces};
+use super::oidc::providers;
+use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers, RawTokens, RawTraces};
 use super::units::{ByteSize, MemoryBound, Span};
 
 /// What the command line says; it wins over the file.
@@ -81,6 +84,16 @@ pub struct Settings {
     pub tier_poll: Duration,
     /// Limits of a tier that a ConfigMap brings.
     pub new_tier_limits: Vec<Limit>,
+    /// How long a provider's word about groups counts.
+    pub groups_max_age: Duration,
+    /// Identity providers.
+    pub oidc: Vec<OidcIssuer>,
+    /// How long a short-lived token lives when its maker does not say.
+    pub token_default_life: Duration,
+    /// The longest life a short-lived token may be given.
+    pub token_longest_life: Duration,
+    /// How long one key signs tokens.
+    pub signing_key_life: Duration,
     /// Where `hf:` models come from.
     pub hub: HubSettings,
     /// What is logged and how.
@@ -133,6 +146,11 @@ impl Settings {
             failed_credentials_per_minute: self.failed_credentials_per_minute,
             instance: self.tier_instance.as_str().into(),
             new_tier_limits: self.new_tier_limits.clone(),
+            groups_max_age: self.groups_max_age,
+            oidc: self.oidc.clone(),
+            token_default_life: self.token_default_life,
+            token_longest_life: self.token_longest_life,
+            signing_key_life: self.signing_key_life,
             ..GovernanceConfig::default()
         }
     }
@@ -205,7 +223,8 @@ pub fn resolve(
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
     let at = Place { text };
-    let RawConfig { server, store, engine, memory, cpu, keys, tiers, hub, log, traces, models } = raw;
+    let RawConfig { server, store, engine, memory, cpu, keys, tiers, identity, tokens, hub, log, traces, oidc, models } =
+        raw;
     let listen = overrides.listen.or(server.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     if server.ops_listen == Some(listen) && listen.port() != 0 {
         return Err(at.wrong("server", 0, "ops_listen", "it is the same address as `server.listen`"));
@@ -218,6 +237,11 @@ pub fn resolve(
     }
     if keys.failures_per_minute == Some(0) {
         return Err(at.wrong("keys", 0, "failures_per_minute", "at least 1, or a typing error locks its author out"));
+    }
+    let (token_default_life, token_longest_life, signing_key_life) = at.tokens(&tokens)?;
+    let groups_max_age = identity.groups_max_age.map_or(usual.groups_max_age, |span| span.0);
+    if !(Duration::from_secs(3600)..=Duration::from_secs(90 * 86_400)).contains(&groups_max_age) {
+        return Err(at.wrong("identity", 0, "groups_max_age", "it is outside 1h to 90d"));
     }
     let threads = cpu.threads.map(|threads| at.within("cpu", "threads", threads, 1, 1024)).transpose()?;
     Ok(Settings {
@@ -251,6 +275,11 @@ pub fn resolve(
         tier_folder: tiers.folder,
         tier_poll: at.poll(tiers.poll)?,
         new_tier_limits: at.limits(tiers.new_limits)?,
+        groups_max_age,
+        oidc: providers(oidc, &at)?,
+        token_default_life,
+        token_longest_life,
+        signing_key_life,
         hub: HubSettings {
             endpoint: hub.endpoint.or_else(|| environment.hub_endpoint.clone()),
             home: hub.home.or_else(|| environment.hub_home.clone()).or_else(|| default_hub_home(environment)),
@@ -274,13 +303,18 @@ fn default_hub_home(environment: &Environment) -> Option<PathBuf> {
 }
 
 /// The file's text, so that an error can say where.
-struct Place<'a> {
+pub(super) struct Place<'a> {
     text: &'a str,
 }
 
 impl Place<'_> {
-    fn wrong(&self, table: &str, nth: usize, name: &str, problem: impl Into<String>) -> ConfigError {
-        let key = if table == "models" { format!("models[{nth}].{name}") } else { format!("{table}.{name}") };
+    /// A value that cannot work, with its key and line.
+    pub(super) fn wrong(&self, table: &str, nth: usize, name: &str, problem: impl Into<String>) -> ConfigError {
+        let key = if matches!(table, "models" | "oidc") {
+            format!("{table}[{nth}].{name}")
+        } else {
+            format!("{table}.{name}")
+        };
         ConfigError::Value { key, line: line_of(self.text, table, nth, name), problem: problem.into() }
     }
 
@@ -348,6 +382,24 @@ impl Place<'_> {
             prefix_cache: raw.prefix_cache.unwrap_or(usual.prefix_cache),
             ..usual
         })
+    }
+
+    /// Default and longest life of a token, and how long one key signs.
+    fn tokens(&self, raw: &RawTokens) -> Result<(Duration, Duration, Duration), ConfigError> {
+        let usual = GovernanceConfig::default();
+        let default_life = raw.default_life.map_or(usual.token_default_life, |span| span.0);
+        let longest_life = raw.longest_life.map_or(usual.token_longest_life, |span| span.0);
+        let signing_key_life = raw.rotate_every.map_or(usual.signing_key_life, |span| span.0);
+        if !(SHORTEST_TOKEN_LIFE..=LONGEST_TOKEN_LIFE).contains(&longest_life) {
+            return Err(self.wrong("tokens", 0, "longest_life", "it is outside 10m to 24h"));
+        }
+        if !(SHORTEST_TOKEN_LIFE..=longest_life).contains(&default_life) {
+            return Err(self.wrong("tokens", 0, "default_life", "it is outside 10m to `tokens.longest_life`"));
+        }
+        if signing_key_life < Duration::from_secs(3600) {
+            return Err(self.wrong("tokens", 0, "rotate_every", "it is shorter than 1h"));
+        }
+        Ok((default_life, longest_life, signing_key_life))
     }
 
     fn networks(&self, texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {
@@ -552,6 +604,8 @@ mod tests {
             ("[tiers]\npoll = \"1ms\"\n", "`tiers.poll` (line 2)"),
             ("[tiers]\nnew_limits = []\n", "`tiers.new_limits` (line 2)"),
             ("[tiers]\nnew_limits = [\"5 bananas / 1m\"]\n", "`tiers.new_limits` (line 2)"),
+            ("[tokens]\nlongest_life = \"25h\"\n", "`tokens.longest_life` (line 2)"),
+            ("[tokens]\ndefault_life = \"9m\"\n", "`tokens.default_life` (line 2)"),
             ("[server]\ncors_origins = [\"example.com\"]\n", "`server.cors_origins` (line 2)"),
             ("[server]\ntrusted_proxies = [\"10.0.0.0/99\"]\n", "`server.trusted_proxies` (line 2)"),
         ];

@@ -6,9 +6,10 @@ use millgate_models::KvDtypeChoice;
 
 use crate::telemetry::LogFormat;
 
+use super::oidc::effective_provider;
 use super::raw::{
-    All, RawConfig, RawCpu, RawEngine, RawHub, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory, RawModel,
-    RawServer, RawStore, RawTierRules, RawTiers, RawTraces,
+    All, RawConfig, RawCpu, RawEngine, RawHub, RawIdentity, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory,
+    RawModel, RawServer, RawStore, RawTierRules, RawTiers, RawTokens, RawTraces,
 };
 use super::resolve::{ModelSettings, Settings};
 use super::units::Span;
@@ -72,6 +73,12 @@ fn effective(settings: &Settings) -> RawConfig {
             poll: Some(Span(settings.tier_poll)),
             new_limits: Some(settings.new_tier_limits.iter().map(ToString::to_string).collect()),
         },
+        identity: RawIdentity { groups_max_age: Some(Span(settings.groups_max_age)) },
+        tokens: RawTokens {
+            default_life: Some(Span(settings.token_default_life)),
+            longest_life: Some(Span(settings.token_longest_life)),
+            rotate_every: Some(Span(settings.signing_key_life)),
+        },
         hub: RawHub { endpoint: settings.hub.endpoint.clone(), home: settings.hub.home.clone() },
         log: RawLog {
             level: Some(settings.log.filter.clone()),
@@ -85,6 +92,7 @@ fn effective(settings: &Settings) -> RawConfig {
             sample_ratio: Some(settings.traces.sample_ratio),
             headers: Some(settings.traces.headers.keys().map(|name| format!("{name}=***")).collect()),
         },
+        oidc: settings.oidc.iter().map(effective_provider).collect(),
         models: settings.models.iter().map(effective_model).collect(),
     }
 }

@@ -125,6 +125,8 @@ fn admin(now_us: i64) -> UserRecord {
         active: true,
         created_at_us: now_us,
         groups: vec![Membership { group: ADMINS.into(), source: MembershipSource::Local }],
+        token_epoch: 0,
+        groups_at_us: None,
     }
 }
 

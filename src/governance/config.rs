@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::limits::Limit;
+use super::oidc::OidcIssuer;
 use super::tiers;
 
 /// A secret that never shows itself in logs or errors.
@@ -56,6 +57,16 @@ pub struct Config {
     pub journal_every_tokens: u64,
     /// Whose service accounts' namespaces, `{instance}-tier-{name}`, belong to the tiers. Default: `maas-default-gateway`.
     pub instance: Arc<str>,
+    /// How long a short-lived token lives when its maker does not say. Default: 4 h.
+    pub token_default_life: Duration,
+    /// The longest life a short-lived token may be given; never above 24 h. Default: 24 h.
+    pub token_longest_life: Duration,
+    /// How long one key signs tokens before the next takes over. Default: 30 days.
+    pub signing_key_life: Duration,
+    /// How long the word of an identity provider about a user's groups counts. Default: 7 days.
+    pub groups_max_age: Duration,
+    /// Identity providers whose tokens are believed. Default: none.
+    pub oidc: Vec<OidcIssuer>,
     /// Limits of a tier that a ConfigMap brings for the first time. Default: those of the tier `free`.
     pub new_tier_limits: Vec<Limit>,
 }
@@ -75,6 +86,11 @@ impl Default for Config {
             block_tokens: 256,
             journal_every_tokens: 32,
             instance: tiers::INSTANCE.into(),
+            token_default_life: Duration::from_secs(4 * 3600),
+            token_longest_life: Duration::from_secs(DAY),
+            signing_key_life: Duration::from_secs(30 * DAY),
+            groups_max_age: Duration::from_secs(7 * DAY),
+            oidc: Vec::new(),
             new_tier_limits: tiers::free_limits(),
         }
     }

@@ -14,7 +14,8 @@ use super::config::Config;
 use super::edge::FailureGuard;
 use super::error::{AuthFailure, Denied, LimitStanding, Refusal, StandingError, StartError};
 use super::identity::Identities;
-use super::keys::Credential;
+use super::keys::{Credential, Presented};
+use super::oidc::{Documents, NoDocuments, OidcIssuer, Provider};
 use super::permit::{Ask, Permit};
 use super::policy::{Largest, Principal};
 use super::ports::{Counters, Need, Records, Reserved};
@@ -22,6 +23,7 @@ use super::rebuild;
 use super::refusals::Refusals;
 use super::settler::{self, Settler, Unsettled};
 use super::tier_files::Watched;
+use super::tokens::{self, Tokens};
 
 /// Decides about every request; cheap to clone.
 #[derive(Clone)]
@@ -34,6 +36,8 @@ pub(super) struct Core {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) config: Config,
     pub(super) identities: Identities,
+    pub(super) tokens: Tokens,
+    pub(super) providers: Vec<Arc<Provider>>,
     pub(super) settler: Settler,
     pub(super) watched: Watched,
     pub(super) refusals: Refusals,
@@ -56,16 +60,35 @@ impl Governor {
         clock: Arc<dyn Clock>,
         config: Config,
     ) -> Result<(Self, FirstStart), StartError> {
+        Self::start_with(records, counters, clock, config, Arc::new(NoDocuments)).await
+    }
+
+    /// As [`Governor::start`], with a way to fetch the documents of identity providers.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_with(
+        records: Arc<dyn Records>,
+        counters: Arc<dyn Counters>,
+        clock: Arc<dyn Clock>,
+        config: Config,
+        documents: Arc<dyn Documents>,
+    ) -> Result<(Self, FirstStart), StartError> {
         let first = bootstrap::run(records.as_ref(), &config, clock.now_us()).await?;
         let tables = records.policy().await?;
         rebuild::recover(records.as_ref(), &tables.prices, clock.as_ref()).await?;
         rebuild::restore(records.as_ref(), counters.as_ref(), &tables, clock.as_ref()).await?;
         let mut salt_secret = [0; 32];
         getrandom::fill(&mut salt_secret).map_err(|error| StartError::Random(error.to_string()))?;
-        let identities = Identities::new(tables, clock.steady_us(), salt_secret, config.instance.clone());
-        let (core, queue) = Core::assemble(records, counters, clock, config, identities);
+        let provider = |issuer: &OidcIssuer| Provider::new(issuer.clone(), clock.clone(), documents.clone());
+        let (providers, fetching): (Vec<_>, Vec<_>) = config.oidc.iter().map(provider).unzip();
+        let identities = Identities::new(tables, clock.steady_us(), salt_secret, &config);
+        let (core, queue) = Core::assemble(records, counters, clock, config, identities, providers);
         core.tasks.spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone()));
         core.tasks.spawn(watch(core.clone()));
+        for task in fetching {
+            core.tasks.spawn(task.run(core.stop.clone()));
+        }
         Ok((Self(core), first))
     }
 
@@ -79,7 +102,11 @@ impl Governor {
         if !core.is_policy_fresh().await {
             return Err(AuthFailure::Unavailable);
         }
-        match core.identities.verify(core.records.as_ref(), credential, now_us).await {
+        let verified = match &credential.0 {
+            Presented::Token { text, digest } => tokens::verify(core, text, *digest, source, now_us).await,
+            _ => core.identities.verify(core.records.as_ref(), credential, now_us).await,
+        };
+        match verified {
             Ok(Some(principal)) => Ok(Principal { address: Some(source), ..principal }),
             Ok(None) => Err(match core.edge.failed(source) {
                 Ok(()) => AuthFailure::Invalid,
@@ -168,11 +195,14 @@ impl Core {
         clock: Arc<dyn Clock>,
         config: Config,
         identities: Identities,
+        providers: Vec<Arc<Provider>>,
     ) -> (Arc<Self>, UnboundedReceiver<Unsettled>) {
         let (settler, queue) = Settler::new();
         let core = Arc::new(Self {
             edge: FailureGuard::new(config.failed_credentials_per_minute, clock.clone()),
             identities,
+            tokens: Tokens::default(),
+            providers,
             records,
             counters,
             clock,
@@ -236,6 +266,7 @@ async fn watch(core: Arc<Core>) {
         if now_us >= next_used_us {
             next_used_us = now_us + micros(core.config.last_used_every);
             write_last_used(&core).await;
+            Governor(core.clone()).tend_signing_keys().await;
             core.edge.forget_quiet();
         }
     }

@@ -3,27 +3,53 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
 use super::attribution::Attribution;
+use super::clock::micros;
+use super::config::Config;
 use super::keys::{self, BOOTSTRAP_ID, Credential, Presented};
-use super::policy::{ADMINS, AUTHENTICATED, Policy, Principal};
+use super::policy::{ADMINS, AUTHENTICATED, Means, Policy, Principal};
 use super::ports::{PolicyTables, Records, StoreError};
-use super::records::{KeyId, KeyRecord, UserId, UserRecord};
+use super::records::{KeyId, KeyRecord, MembershipSource, UserId, UserRecord};
 
 /// Identities kept; beyond it all are forgotten and looked up again, so memory stays bounded.
 const CACHED_MAX: usize = 65_536;
 
-/// A key and what its holder may do, at one policy version.
-struct Identity {
+/// Whom an identity is about: who holds this key, or a user who came without one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Holder {
+    /// The holder of a key.
+    Key(KeyId),
+    /// A user.
+    User(UserId),
+}
+
+/// A holder and what they may do, at one policy version.
+pub(super) struct Identity {
     version: u64,
-    digest: [u8; 32],
+    /// Good before this moment: then a provider's word about groups is too old.
+    until_us: i64,
+    /// The digest of the key; `None` for a user without one.
+    digest: Option<[u8; 32]>,
     expires_at_us: Option<i64>,
+    /// Whose it is.
+    pub(super) user: UserId,
+    /// The user's token epoch.
+    pub(super) epoch: u64,
     /// `None`: revoked, or its user is deactivated.
     principal: Option<Principal>,
+}
+
+impl Identity {
+    /// The principal, unless the key has expired or was revoked, or its user is deactivated.
+    pub(super) fn principal_at(&self, now_us: i64) -> Option<Principal> {
+        self.principal.clone().filter(|_| self.expires_at_us.is_none_or(|end| now_us < end))
+    }
 }
 
 /// Cached identities and the policy they were made from.
@@ -33,15 +59,16 @@ pub(super) struct Identities {
     /// When the version was last read from the store.
     confirmed_at_us: AtomicI64,
     tables: ArcSwap<PolicyTables>,
-    cache: RwLock<HashMap<KeyId, Arc<Identity>>>,
+    cache: RwLock<HashMap<Holder, Arc<Identity>>>,
     used: Mutex<HashMap<KeyId, i64>>,
     salt_secret: [u8; 32],
     instance: Arc<str>,
+    groups_max_age: Duration,
 }
 
 impl Identities {
     /// Nothing cached, the policy as it is now.
-    pub(super) fn new(tables: PolicyTables, now_us: i64, salt_secret: [u8; 32], instance: Arc<str>) -> Self {
+    pub(super) fn new(tables: PolicyTables, now_us: i64, salt_secret: [u8; 32], config: &Config) -> Self {
         Self {
             version: AtomicU64::new(tables.version),
             confirmed_at_us: AtomicI64::new(now_us),
@@ -49,8 +76,14 @@ impl Identities {
             cache: RwLock::default(),
             used: Mutex::default(),
             salt_secret,
-            instance,
+            instance: config.instance.clone(),
+            groups_max_age: config.groups_max_age,
         }
+    }
+
+    /// The newest version known.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
     }
 
     /// Takes note of a version; older ones change nothing.
@@ -90,53 +123,78 @@ impl Identities {
         let (id, digest) = match &credential.0 {
             Presented::Key { id, digest } => (id.clone(), digest),
             Presented::Opaque { digest } => (KeyId::from(BOOTSTRAP_ID), digest),
-            Presented::Hopeless => return Ok(None),
+            Presented::Token { .. } | Presented::Hopeless => return Ok(None),
         };
-        let Some(identity) = self.identity(records, &id).await? else {
+        let Some(identity) = self.identity(records, &Holder::Key(id.clone()), now_us).await? else {
             return Ok(None);
         };
-        let proven = keys::digests_match(&identity.digest, digest);
-        let live = identity.expires_at_us.is_none_or(|end| now_us < end);
-        if !(proven && live) {
+        if !identity.digest.is_some_and(|known| keys::digests_match(&known, digest)) {
             return Ok(None);
         }
-        let principal = identity.principal.clone();
+        let principal = identity.principal_at(now_us);
         if principal.is_some() {
-            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(id, now_us);
+            self.note_use(id, now_us);
         }
         Ok(principal)
     }
 
-    async fn identity(&self, records: &dyn Records, id: &KeyId) -> Result<Option<Arc<Identity>>, StoreError> {
+    /// Remembers that a key was used, to be written later.
+    pub(super) fn note_use(&self, key: KeyId, now_us: i64) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(key, now_us);
+    }
+
+    /// Who a key or a user is at the newest version known; `None` when there is no such thing.
+    pub(super) async fn identity(
+        &self,
+        records: &dyn Records,
+        holder: &Holder,
+        now_us: i64,
+    ) -> Result<Option<Arc<Identity>>, StoreError> {
         // Read before the record: a change that comes between makes the entry stale, never wrongly fresh.
         let version = self.version.load(Ordering::SeqCst);
-        let cached = self.cache.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        let cached = self.cache.read().unwrap_or_else(PoisonError::into_inner).get(holder).cloned();
         if let Some(identity) = cached
             && identity.version == version
+            && now_us < identity.until_us
         {
             return Ok(Some(identity));
         }
         let tables = self.tables(records).await?;
-        let Some((key, user)) = records.key(id).await? else {
+        let found = match holder {
+            Holder::Key(id) => records.key(id).await?.map(|(key, user)| (Some(key), user)),
+            Holder::User(id) => records.user(*id).await?.map(|user| (None, user)),
+        };
+        let Some((key, user)) = found else {
             return Ok(None);
         };
+        let key = key.as_ref();
+        let opens = user.active && key.is_none_or(|key| key.revoked_at_us.is_none());
         let identity = Arc::new(Identity {
             version,
-            digest: key.digest,
-            expires_at_us: key.expires_at_us,
-            principal: (user.active && key.revoked_at_us.is_none()).then(|| self.principal(&tables, &user, Some(&key))),
+            until_us: groups_until_us(&user, now_us, self.groups_max_age),
+            digest: key.map(|key| key.digest),
+            expires_at_us: key.and_then(|key| key.expires_at_us),
+            user: user.id,
+            epoch: user.token_epoch,
+            principal: opens.then(|| self.principal(&tables, &user, key, now_us)),
         });
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= CACHED_MAX {
             cache.clear();
         }
-        cache.insert(id.clone(), identity.clone());
+        cache.insert(holder.clone(), identity.clone());
         Ok(Some(identity))
     }
 
     /// What a user may do with a key.
-    pub(super) fn principal(&self, tables: &PolicyTables, user: &UserRecord, key: Option<&KeyRecord>) -> Principal {
-        let groups = groups_of(user);
+    pub(super) fn principal(
+        &self,
+        tables: &PolicyTables,
+        user: &UserRecord,
+        key: Option<&KeyRecord>,
+        now_us: i64,
+    ) -> Principal {
+        let groups = groups_of(user, now_us, self.groups_max_age);
         Principal {
             user: user.id,
             name: user.name.as_str().into(),
@@ -144,6 +202,7 @@ impl Identities {
             is_admin: groups.iter().any(|group| group == ADMINS),
             groups: groups.into(),
             key: key.map(|key| key.id.clone()),
+            means: Means::Key,
             address: None,
             cache_salt: self.salt(user.id),
             attribution: Arc::new(Attribution::new(
@@ -168,10 +227,27 @@ impl Identities {
 }
 
 /// The groups of a user, the one of everybody included, sorted and once each.
-pub(super) fn groups_of(user: &UserRecord) -> Vec<String> {
-    let mut groups: Vec<String> = user.groups.iter().map(|membership| membership.group.clone()).collect();
+///
+/// What a provider said longer than `max_age` ago no longer counts.
+pub(super) fn groups_of(user: &UserRecord, now_us: i64, max_age: Duration) -> Vec<String> {
+    let is_fresh = now_us < told_until_us(user, max_age);
+    let counts = |source| is_fresh || source != MembershipSource::Federated;
+    let counted = user.groups.iter().filter(|membership| counts(membership.source));
+    let mut groups: Vec<String> = counted.map(|membership| membership.group.clone()).collect();
     groups.push(AUTHENTICATED.to_owned());
     groups.sort_unstable();
     groups.dedup();
     groups
+}
+
+/// Until when the groups of a user stay what they are now, if nobody changes them.
+fn groups_until_us(user: &UserRecord, now_us: i64, max_age: Duration) -> i64 {
+    let is_federated = user.groups.iter().any(|membership| membership.source == MembershipSource::Federated);
+    let until_us = told_until_us(user, max_age);
+    if is_federated && now_us < until_us { until_us } else { i64::MAX }
+}
+
+/// Until when the last word of the user's provider counts.
+fn told_until_us(user: &UserRecord, max_age: Duration) -> i64 {
+    user.groups_at_us.map_or(i64::MIN, |told_us| told_us.saturating_add(micros(max_age)))
 }

@@ -8,6 +8,7 @@ use subtle::ConstantTimeEq;
 
 use super::config::Secret;
 use super::records::KeyId;
+use super::tokens::looks_like_jws;
 
 /// What every key begins with.
 pub const PREFIX: &str = "sk-mg_";
@@ -29,9 +30,11 @@ pub struct Credential(pub(super) Presented);
 pub(super) enum Presented {
     /// A well-formed key.
     Key { id: KeyId, digest: [u8; 32] },
+    /// A signed token. Its text is kept until it is checked, and shows itself nowhere.
+    Token { text: Secret, digest: [u8; 32] },
     /// Something else that may be the bootstrap secret.
     Opaque { digest: [u8; 32] },
-    /// Cannot be anything: a mistyped key, a token of a kind that is not accepted.
+    /// Cannot be anything: a mistyped key.
     Hopeless,
 }
 
@@ -42,7 +45,10 @@ impl Credential {
         if text.starts_with(PREFIX) {
             return Self(parse_key(text).map_or(Presented::Hopeless, |id| Presented::Key { id, digest: digest(text) }));
         }
-        if text.len() < BOOTSTRAP_MIN || looks_like_jwt(text) {
+        if looks_like_jws(text) {
+            return Self(Presented::Token { text: Secret::new(text), digest: digest(text) });
+        }
+        if text.len() < BOOTSTRAP_MIN {
             return Self(Presented::Hopeless);
         }
         Self(Presented::Opaque { digest: digest(text) })
@@ -121,10 +127,6 @@ fn random_text(len: usize) -> Result<String, getrandom::Error> {
 
 fn is_base62(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_alphanumeric())
-}
-
-fn looks_like_jwt(text: &str) -> bool {
-    text.starts_with("eyJ") && text.bytes().filter(|b| *b == b'.').count() == 2
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod governor;
 mod identity;
 pub mod keys;
 pub mod limits;
+mod oidc;
 mod permit;
 #[cfg(test)]
 mod permit_tests;
@@ -30,12 +31,13 @@ mod reservation;
 mod settler;
 pub mod tier_files;
 pub mod tiers;
+mod tokens;
 pub mod usage;
 pub mod window;
 
 pub use accounts::{
     Affected, AppliedTiers, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me,
-    ModelPatch, NewKey, NewModel, NewPrice, NewTier, NewUser, TierPatch, UserPatch,
+    ModelPatch, NewKey, NewModel, NewPrice, NewTier, NewUser, SignedToken, SigningKey, TierPatch, UserPatch,
 };
 pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};
@@ -45,7 +47,9 @@ pub use error::{AuthFailure, Denied, LimitStanding, Refusal, ServiceError, Stand
 pub use governor::Governor;
 pub use keys::Credential;
 pub use limits::{Limit, LimitSpec, Mode, Resource, Scope};
+pub use oidc::{DocumentError, Documents, NoDocuments, OidcIssuer, TokenAlgorithm};
 pub use permit::{Ask, Permit, Scheduling};
-pub use policy::{ADMINS, AUTHENTICATED, Policy, Principal};
+pub use policy::{ADMINS, AUTHENTICATED, Means, Policy, Principal};
 pub use records::{KeyId, Status, Usage, UserId};
 pub use reservation::CompletionCap;
+pub use tokens::{LONGEST_TOKEN_LIFE, SHORTEST_TOKEN_LIFE};

@@ -24,8 +24,8 @@ use super::ports::{
     Reserved, Restored, StoreError, SubjectSum, UsageQuery, UsageSum,
 };
 use super::records::{
-    KeyId, KeyRecord, LOCAL_ISSUER, LedgerRecord, ModelRecord, Published, ReservationRecord, Status, TierOrigin,
-    TierRecord, Usage, UserId, UserRecord,
+    KeyId, KeyRecord, LOCAL_ISSUER, LedgerRecord, ModelRecord, Published, ReservationRecord, SigningKeyRecord, Status,
+    TierOrigin, TierRecord, Usage, UserId, UserRecord,
 };
 use super::reservation::CompletionCap;
 use super::settler;
@@ -137,10 +137,13 @@ impl Scene {
             active: true,
             created_at_us: 0,
             groups: Vec::new(),
+            token_epoch: 0,
+            groups_at_us: None,
         };
-        let identities = Identities::new(tables(), NOON_US, [0; 32], "house".into());
-        let who = identities.principal(&tables(), &user, None);
-        let (core, queue) = Core::assemble(disk.clone(), counters.clone(), clock, Config::default(), identities);
+        let config = Config { instance: "house".into(), ..Config::default() };
+        let identities = Identities::new(tables(), NOON_US, [0; 32], &config);
+        let who = identities.principal(&tables(), &user, None, NOON_US);
+        let (core, queue) = Core::assemble(disk.clone(), counters.clone(), clock, config, identities, Vec::new());
         let tasks = vec![
             spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone())),
             spawn(disk.clone().write()),
@@ -290,6 +293,14 @@ impl Records for Disk {
     }
 
     async fn user_by_subject(&self, _: &str, _: &str) -> Result<Option<UserRecord>, StoreError> {
+        unused()
+    }
+
+    async fn user_by_name(&self, _: &str) -> Result<Option<UserRecord>, StoreError> {
+        unused()
+    }
+
+    async fn signing_keys(&self) -> Result<Vec<SigningKeyRecord>, StoreError> {
         unused()
     }
 

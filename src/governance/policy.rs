@@ -20,6 +20,20 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 /// The group that administers this server.
 pub const ADMINS: &str = "millgate-admins";
 
+/// By what means a caller proved who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Means {
+    /// An API key.
+    Key,
+    /// A short-lived token made here; it makes no other credential.
+    Token,
+    /// A token of an identity provider.
+    Provider {
+        /// Whether it opens inference, beside account and administration.
+        may_infer: bool,
+    },
+}
+
 /// Who is calling, and what they may do.
 #[derive(Debug, Clone)]
 pub struct Principal {
@@ -31,6 +45,8 @@ pub struct Principal {
     pub groups: Arc<[String]>,
     /// The key they came with.
     pub key: Option<KeyId>,
+    /// What they came with.
+    pub means: Means,
     /// Tier, limits and models.
     pub policy: Arc<Policy>,
     /// Whether they administer this server.
@@ -44,6 +60,11 @@ pub struct Principal {
 }
 
 impl Principal {
+    /// Whether what they came with opens inference at all.
+    pub fn may_infer(&self) -> bool {
+        !matches!(self.means, Means::Provider { may_infer: false })
+    }
+
     /// How the audit log names them.
     pub fn author(&self) -> Author {
         let user = Some(self.user).filter(|user| !user.0.is_nil());

@@ -18,8 +18,8 @@ use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 use super::pricing::{Price, PriceList, PriceRecord};
 pub use super::records::{Bill, Extent};
 use super::records::{
-    KeyId, KeyRecord, LedgerRecord, ModelRecord, RequestRecord, ReservationRecord, TierRecord, Usage, UserId,
-    UserRecord,
+    KeyId, KeyRecord, LedgerRecord, ModelRecord, RequestRecord, ReservationRecord, SigningKeyRecord, TierRecord, Usage,
+    UserId, UserRecord,
 };
 pub use super::usage::{RefusalCount, UsageGroup, UsageQuery, UsageSource, UsageSum};
 
@@ -113,6 +113,10 @@ pub enum Change {
     NoteConfig(Value),
     /// Adds a version of a price.
     AddPrice(PriceRecord),
+    /// Creates or replaces a key that signs tokens.
+    PutSigningKey(SigningKeyRecord),
+    /// Forgets a key that signed tokens; those it signed are dead.
+    DeleteSigningKey(String),
 }
 
 /// Changes that belong together, with who makes them and when.
@@ -231,8 +235,14 @@ pub trait Records: Send + Sync + 'static {
     /// A user by what the issuer calls them.
     async fn user_by_subject(&self, issuer: &str, subject: &str) -> Result<Option<UserRecord>, StoreError>;
 
+    /// A user by the name people read.
+    async fn user_by_name(&self, name: &str) -> Result<Option<UserRecord>, StoreError>;
+
     /// All users, by name, after a name, at most `limit`.
     async fn users(&self, after: Option<&str>, limit: u32) -> Result<Vec<UserRecord>, StoreError>;
+
+    /// The keys that sign tokens, and those that did.
+    async fn signing_keys(&self) -> Result<Vec<SigningKeyRecord>, StoreError>;
 
     /// Groups that users, tiers or administrators have named, sorted, after a name, at most `limit`.
     async fn groups(&self, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError>;

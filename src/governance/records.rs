@@ -92,6 +92,47 @@ pub struct UserRecord {
     pub created_at_us: i64,
     /// Groups with their source, sorted.
     pub groups: Vec<Membership>,
+    /// Short-lived tokens made at an earlier epoch are dead.
+    pub token_epoch: u64,
+    /// When the identity provider last said what the federated groups are; `None` for users without one.
+    pub groups_at_us: Option<i64>,
+}
+
+/// The secret half of a signing key; it shows itself nowhere.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningSeed([u8; 32]);
+
+impl SigningSeed {
+    /// Wraps a seed.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The seed itself: for signing and for the store, nothing else.
+    pub fn reveal(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SigningSeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+/// A key that signs short-lived tokens, or did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SigningKeyRecord {
+    /// The thumbprint of its public half.
+    pub id: String,
+    /// What verifies (Ed25519).
+    pub public: [u8; 32],
+    /// What signs; gone once the key is retired.
+    pub seed: Option<SigningSeed>,
+    /// Microseconds since the Unix epoch.
+    pub created_at_us: i64,
+    /// When it stopped signing.
+    pub retired_at_us: Option<i64>,
 }
 
 /// An API key as it is stored: never the secret.

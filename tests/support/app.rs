@@ -8,6 +8,7 @@ use std::time::Duration;
 use millgate::api::{
     self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, ModelState, Models, ReadyModel, ServedModel,
 };
+use millgate::app::HttpDocuments;
 use millgate::engine::fake::{FakeModel, FakeOptions};
 use millgate::engine::{self, EngineHandle};
 use millgate::governance::ports::Records;
@@ -58,6 +59,7 @@ pub(crate) struct Builder {
     fake: FakeOptions,
     engine: engine::Config,
     api: api::Config,
+    governance: governance::Config,
     hidden_models: Vec<String>,
     store: store::Config,
     has_system_clock: bool,
@@ -87,6 +89,7 @@ impl TestApp {
             fake: FakeOptions::default(),
             engine: engine::Config::default(),
             api: api::Config::default(),
+            governance: governance::Config::default(),
             hidden_models: Vec::new(),
             store: store::Config::default(),
             has_system_clock: false,
@@ -127,6 +130,12 @@ impl Builder {
         self
     }
 
+    /// Changes the settings of governance.
+    pub(crate) fn governance(mut self, change: impl FnOnce(&mut governance::Config)) -> Self {
+        change(&mut self.governance);
+        self
+    }
+
     /// Adds a second model that no tier may use.
     pub(crate) fn hidden_model(mut self, name: &str) -> Self {
         self.hidden_models.push(name.to_owned());
@@ -156,9 +165,11 @@ impl Builder {
         let store = store::Config { data_dir: data.path().to_owned(), ..self.store.clone() };
         let records = Arc::new(SqliteRecords::open(&store).await.unwrap());
         let counters = Arc::new(MemoryCounters::new(clock.clone()));
-        let config =
-            governance::Config { admin_key: Some(governance::Secret::new(ADMIN_KEY)), ..governance::Config::default() };
-        let (governor, _) = Governor::start(records.clone(), counters, clock.clone(), config).await.unwrap();
+        let admin_key = Some(governance::Secret::new(ADMIN_KEY));
+        let config = governance::Config { admin_key, ..self.governance.clone() };
+        let documents = Arc::new(HttpDocuments::new().unwrap());
+        let (governor, _) =
+            Governor::start_with(records.clone(), counters, clock.clone(), config, documents).await.unwrap();
         self.declare(&governor).await;
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());

@@ -5,10 +5,12 @@
 mod actor;
 mod app;
 pub(crate) mod contract;
+mod issuer;
 mod raw;
 mod reply;
 
 pub(crate) use actor::{Actor, chat_body};
 pub(crate) use app::{Builder, MODEL, TestApp, TierSpec};
+pub(crate) use issuer::{Issuer, IssuerKey, sign_with_secret, unsigned};
 pub(crate) use raw::{exchange, exchange_slowly};
 pub(crate) use reply::{Reply, without_ids};

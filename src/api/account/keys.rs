@@ -161,7 +161,7 @@ fn take_labels(body: &mut Fields) -> Result<BTreeMap<String, String>, ApiError> 
 }
 
 /// `30s`, `15m`, `4h`, `90d`.
-fn take_duration(body: &mut Fields, field: &str) -> Result<Option<Duration>, ApiError> {
+pub(super) fn take_duration(body: &mut Fields, field: &str) -> Result<Option<Duration>, ApiError> {
     let Some(text) = body.string(field)? else { return Ok(None) };
     match parse_seconds(&text) {
         Some(seconds) => Ok(Some(Duration::from_secs(seconds))),

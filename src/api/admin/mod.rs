@@ -7,6 +7,7 @@ pub(super) mod models;
 pub(super) mod prices;
 pub(super) mod tier_apply;
 pub(super) mod tiers;
+pub(super) mod tokens;
 pub(super) mod users;
 
 pub(crate) use audit::{list_audit, verify_audit};
@@ -17,4 +18,5 @@ pub(crate) use models::{get_model, list_models, put_model};
 pub(crate) use prices::{list_prices, put_prices};
 pub(crate) use tier_apply::apply_tiers;
 pub(crate) use tiers::{create_tier, delete_tier, get_tier, list_tiers, put_tier};
+pub(crate) use tokens::{list_signing_keys, revoke_tokens_of, rotate_signing_key, withdraw_signing_key};
 pub(crate) use users::{create_group, create_user, delete_user, get_user, list_groups, list_users, patch_user};

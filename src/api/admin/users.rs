@@ -13,7 +13,7 @@ use crate::governance::records::UserRecord;
 use crate::governance::{NewUser, Principal, UserPatch};
 
 /// What an answer shows and a change may send back without effect.
-const READ_ONLY: &[&str] = &["object", "id", "name", "created_at"];
+const READ_ONLY: &[&str] = &["object", "id", "name", "issuer", "created_at"];
 /// Users on a page when nobody says how many.
 const PAGE: u32 = 100;
 
@@ -193,6 +193,7 @@ fn user_view(user: &UserRecord) -> Value {
         "object": "user",
         "id": user.id.to_string(),
         "name": user.name,
+        "issuer": user.issuer,
         "groups": groups,
         "active": user.active,
         "created_at": moment(user.created_at_us),

@@ -115,6 +115,49 @@ pub(crate) struct Standing {
     reset_after_ms: u64,
 }
 
+/// What a new token should be.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewToken {
+    /// `10m` to `24h`; `4h` when absent.
+    #[schema(pattern = "^[0-9]+[smhd]$", example = "4h")]
+    expiration: Option<String>,
+    /// What it is for.
+    #[schema(min_length = 1)]
+    name: Option<String>,
+}
+
+/// A token just made, which is shown here and never again.
+#[derive(ToSchema)]
+pub(crate) struct IssuedToken {
+    /// A JWT.
+    token: String,
+    #[schema(format = DateTime)]
+    expires_at: String,
+    /// Its id.
+    jti: String,
+    #[schema(required)]
+    name: Option<String>,
+}
+
+/// Public keys that verify tokens, as RFC 7517 has them.
+#[derive(ToSchema)]
+pub(crate) struct Jwks {
+    keys: Vec<Jwk>,
+}
+
+/// One of them.
+#[derive(ToSchema)]
+pub(crate) struct Jwk {
+    kty: String,
+    crv: String,
+    #[schema(rename = "use")]
+    purpose: String,
+    alg: String,
+    kid: String,
+    x: String,
+}
+
 /// Groups whose tier is wanted.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]

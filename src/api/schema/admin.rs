@@ -138,6 +138,8 @@ pub(crate) struct User {
     object: UserWord,
     id: String,
     name: String,
+    /// `local`, or the identity provider who vouches for them.
+    issuer: String,
     groups: Vec<String>,
     active: bool,
     #[schema(format = DateTime)]
@@ -173,6 +175,34 @@ pub(crate) struct DeletedUser {
     #[serde(flatten)]
     user: User,
     deleted: bool,
+}
+
+/// A key that signs tokens, or did and still verifies; never its secret.
+#[derive(ToSchema)]
+pub(crate) struct SigningKey {
+    #[schema(inline)]
+    object: SigningKeyWord,
+    /// The `kid` of tokens.
+    id: String,
+    #[schema(inline)]
+    status: SigningKeyStatus,
+    #[schema(format = DateTime)]
+    created_at: String,
+    #[schema(required, format = DateTime)]
+    retired_at: Option<String>,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SigningKeyWord {
+    SigningKey,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SigningKeyStatus {
+    Active,
+    Retired,
 }
 
 /// A group that is known.

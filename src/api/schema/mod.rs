@@ -8,10 +8,10 @@ mod operations;
 mod shared;
 mod usage;
 
-pub(crate) use account::{IssuedKey, Key, LookedUpTier, Me, NewKey, TierLookup};
+pub(crate) use account::{IssuedKey, IssuedToken, Jwks, Key, LookedUpTier, Me, NewKey, NewToken, TierLookup};
 pub(crate) use admin::{
-    DeletedTier, DeletedUser, Group, NewGroup, NewKeyFor, NewTier, NewUser, Tier, TierChange, TierFile, TierPlan, User,
-    UserChange,
+    DeletedTier, DeletedUser, Group, NewGroup, NewKeyFor, NewTier, NewUser, SigningKey, Tier, TierChange, TierFile,
+    TierPlan, User, UserChange,
 };
 pub(crate) use audit::{AuditRow, AuditVerdict};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};

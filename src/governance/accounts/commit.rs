@@ -52,8 +52,11 @@ impl Governor {
             active: true,
             created_at_us: 0,
             groups: Vec::new(),
+            token_epoch: 0,
+            groups_at_us: None,
         };
-        let principal = self.0.identities.principal(&PolicyTables::default(), &nobody, None);
+        let now_us = self.0.clock.now_us();
+        let principal = self.0.identities.principal(&PolicyTables::default(), &nobody, None, now_us);
         Principal { is_admin: true, ..principal }
     }
 }

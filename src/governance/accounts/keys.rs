@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::commit::{ATTEMPTS, busy, check_free_text, check_text, require_admin};
+use super::tokens::require_maker;
 use crate::governance::clock::micros;
 use crate::governance::config::Secret;
 use crate::governance::error::ServiceError;
@@ -236,8 +237,9 @@ impl Governor {
         Ok(KeyPage { keys, next })
     }
 
-    /// The key the caller came with; it may have ended since then.
-    async fn parent(&self, actor: &Principal) -> Result<Option<KeyRecord>, ServiceError> {
+    /// The key the caller came with, to make another credential with; it may have ended since then.
+    pub(super) async fn parent(&self, actor: &Principal) -> Result<Option<KeyRecord>, ServiceError> {
+        require_maker(actor)?;
         let Some(id) = &actor.key else { return Ok(None) };
         match self.0.records.key(id).await? {
             Some((key, user)) if user.active && key.is_live(self.0.clock.now_us()) => Ok(Some(key)),
@@ -358,6 +360,9 @@ impl Governor {
     pub(super) async fn user_record(&self, name: &str) -> Result<UserRecord, ServiceError> {
         let records = &self.0.records;
         if let Some(user) = records.user_by_subject(LOCAL_ISSUER, name).await? {
+            return Ok(user);
+        }
+        if let Some(user) = records.user_by_name(name).await? {
             return Ok(user);
         }
         let by_id = match name.parse() {

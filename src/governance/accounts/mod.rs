@@ -11,6 +11,7 @@ mod models;
 mod prices;
 mod tier_apply;
 mod tiers;
+mod tokens;
 mod users;
 
 pub use audit::{AuditPage, AuditVerdict};
@@ -20,4 +21,5 @@ pub use models::{DeclaredModel, ModelPatch, NewModel};
 pub use prices::NewPrice;
 pub use tier_apply::AppliedTiers;
 pub use tiers::{Affected, DeletedTier, NewTier, TierPatch};
+pub use tokens::{SignedToken, SigningKey};
 pub use users::{NewUser, UserPatch};

@@ -218,7 +218,7 @@ impl Governor {
             let Some(end) = page.last() else { return Ok(deleted) };
             last = Some(end.name.clone());
             for user in page {
-                let groups = groups_of(&user);
+                let groups = groups_of(&user, self.0.clock.now_us(), self.0.config.groups_max_age);
                 let Some(theirs) = tiers::resolve(&tables.tiers, &groups, instance) else { continue };
                 let Some(deleted) = deleted.iter_mut().find(|one| one.tier.name == theirs.name) else { continue };
                 deleted.affected_count += 1;

@@ -67,10 +67,14 @@ impl Governor {
             active: true,
             created_at_us: self.0.clock.now_us(),
             groups: local_groups(&new.groups)?,
+            token_epoch: 0,
+            groups_at_us: None,
         };
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
-            if self.0.records.user_by_subject(LOCAL_ISSUER, &new.name).await?.is_some() {
+            let records = &self.0.records;
+            let namesake = records.user_by_name(&new.name).await?;
+            if namesake.is_some() || records.user_by_subject(LOCAL_ISSUER, &new.name).await?.is_some() {
                 return Err(ServiceError::Conflict(format!("user `{}` exists already", new.name)));
             }
             if self.commit(actor.author(), &tables, vec![Change::PutUser(user.clone())]).await? {

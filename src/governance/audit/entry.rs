@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::governance::ports::Change;
 use crate::governance::pricing::PriceRecord;
-use crate::governance::records::{KeyId, KeyRecord, ModelRecord, TierRecord, UserRecord};
+use crate::governance::records::{KeyId, KeyRecord, ModelRecord, SigningKeyRecord, TierRecord, UserRecord};
 
 /// What the store held about the thing a change is about, read in the transaction that changes it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,6 +27,8 @@ pub enum Found {
     Group,
     /// The price that is in force when the new one takes effect.
     Price(PriceRecord),
+    /// The key that signs tokens.
+    SigningKey(SigningKeyRecord),
     /// The configuration that the last start noted.
     Config(Value),
 }
@@ -78,6 +80,15 @@ pub fn entry(change: &Change, found: &Found) -> Option<Entry> {
             Entry::update("price.update", price_target(price), price_view(old), price_view(price))
         }
         (Change::AddPrice(price), _) => Entry::create("price.create", price_target(price), price_view(price)),
+        (Change::PutSigningKey(key), Found::SigningKey(old)) => {
+            Entry::update("signing_key.retire", signing_key_target(key), signing_key_view(old), signing_key_view(key))
+        }
+        (Change::PutSigningKey(key), _) => {
+            Entry::create("signing_key.create", signing_key_target(key), signing_key_view(key))
+        }
+        (Change::DeleteSigningKey(_), Found::SigningKey(old)) => {
+            Entry::delete("signing_key.delete", signing_key_target(old), signing_key_view(old))
+        }
         (Change::NoteConfig(config), Found::Config(old)) => {
             Entry::update("config.update", CONFIG.into(), old.clone(), config.clone())
         }
@@ -87,7 +98,8 @@ pub fn entry(change: &Change, found: &Found) -> Option<Entry> {
             | Change::RevokeKeysOf { .. }
             | Change::DeleteTier(_)
             | Change::DeleteModel(_)
-            | Change::PutGroup(_),
+            | Change::PutGroup(_)
+            | Change::DeleteSigningKey(_),
             _,
         ) => return None,
     };
@@ -115,6 +127,7 @@ fn user_verb(old: &UserRecord, new: &UserRecord) -> &'static str {
     match (old.active, new.active) {
         (true, false) => "user.deactivate",
         (false, true) => "user.activate",
+        _ if old.token_epoch != new.token_epoch => "user.end_tokens",
         _ => "user.update",
     }
 }
@@ -159,7 +172,7 @@ fn user_view(user: &UserRecord) -> Value {
         user.groups.iter().map(|one| json!({"group": one.group, "source": one.source.as_str()})).collect();
     json!({
         "id": user.id.to_string(), "name": user.name, "issuer": user.issuer, "subject": user.subject,
-        "active": user.active, "groups": groups,
+        "active": user.active, "groups": groups, "token_epoch": user.token_epoch,
     })
 }
 
@@ -171,6 +184,17 @@ fn key_view(key: &KeyRecord) -> Value {
         "parent": key.parent.as_ref().map(KeyId::as_str), "bootstrap": key.is_bootstrap,
         "created_at": moment(key.created_at_us), "expires_at": key.expires_at_us.map(moment),
         "revoked_at": key.revoked_at_us.map(moment),
+    })
+}
+
+fn signing_key_target(key: &SigningKeyRecord) -> String {
+    format!("signing_key/{}", key.id)
+}
+
+/// The public half is in the id; the seed is told to nobody.
+fn signing_key_view(key: &SigningKeyRecord) -> Value {
+    json!({
+        "id": key.id, "created_at": moment(key.created_at_us), "retired_at": key.retired_at_us.map(moment),
     })
 }
 

@@ -5,9 +5,10 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use super::policy::{membership, user_row};
 use super::rows::{self, column, failed};
+use super::signing_keys;
 use crate::governance::audit::{self, AuditFilter, AuditRow, Author, Entry, Found, Head};
 use crate::governance::ports::{Change, StoreError};
-use crate::governance::records::{KeyId, ModelRecord, TierRecord, UserId, UserRecord};
+use crate::governance::records::{KeyId, ModelRecord, SigningKeyRecord, TierRecord, UserId, UserRecord};
 
 const WRITE: &str = "write the audit log";
 const READ: &str = "read the audit log";
@@ -114,6 +115,12 @@ async fn found(connection: &mut SqliteConnection, change: &Change) -> Result<Fou
             let select = select.bind(&price.model).bind(price.effective_from_us);
             match select.fetch_optional(connection).await.map_err(failed(WRITE))? {
                 Some(row) => Found::Price(rows::price(&row)?),
+                None => Found::Nothing,
+            }
+        }
+        Change::PutSigningKey(SigningKeyRecord { id, .. }) | Change::DeleteSigningKey(id) => {
+            match one(connection, "SELECT * FROM signing_keys WHERE id = $1", id).await? {
+                Some(row) => Found::SigningKey(signing_keys::signing_key(&row)?),
                 None => Found::Nothing,
             }
         }

@@ -10,6 +10,7 @@ mod reader;
 mod records;
 mod roll_ups;
 mod rows;
+mod signing_keys;
 mod usage;
 mod writer;
 

@@ -105,6 +105,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../migrations/0001_start.sql")),
     (2, "audit", include_str!("../migrations/0002_audit.sql")),
     (4, "money", include_str!("../migrations/0004_money.sql")),
+    (5, "tokens", include_str!("../migrations/0005_tokens.sql")),
 ];
 
 fn migrations() -> Migrator {

@@ -9,6 +9,7 @@ use sqlx::{SqliteConnection, SqlitePool};
 use super::audit::Log;
 use super::journal::{begin, end};
 use super::rows::{self, column, failed, to_hex, to_i64, to_json};
+use super::signing_keys;
 use crate::governance::ports::{Change, Edit, KeyFilter, PolicyTables, StoreError};
 use crate::governance::pricing::{PriceList, PriceRecord};
 use crate::governance::records::{
@@ -80,6 +81,8 @@ async fn apply(connection: &mut SqliteConnection, change: Change) -> Result<(), 
         // The audit log itself remembers it.
         Change::NoteConfig(_) => Ok(()),
         Change::AddPrice(price) => add_price(connection, &price).await,
+        Change::PutSigningKey(key) => signing_keys::put(connection, &key).await,
+        Change::DeleteSigningKey(id) => signing_keys::delete(connection, &id).await,
     }
 }
 
@@ -107,8 +110,10 @@ async fn put_group(connection: &mut SqliteConnection, name: &str) -> Result<(), 
 
 async fn put_user(connection: &mut SqliteConnection, user: &UserRecord) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO users (id, issuer, subject, name, active, created_at_us) VALUES ($1, $2, $3, $4, $5, $6) \
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, active = excluded.active",
+        "INSERT INTO users (id, issuer, subject, name, active, created_at_us, token_epoch, groups_at_us) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, active = excluded.active, \
+         token_epoch = excluded.token_epoch, groups_at_us = excluded.groups_at_us",
     )
     .bind(user.id.to_string())
     .bind(&user.issuer)
@@ -116,6 +121,8 @@ async fn put_user(connection: &mut SqliteConnection, user: &UserRecord) -> Resul
     .bind(&user.name)
     .bind(i64::from(user.active))
     .bind(user.created_at_us)
+    .bind(to_i64(user.token_epoch))
+    .bind(user.groups_at_us)
     .execute(&mut *connection)
     .await?;
     sqlx::query("DELETE FROM user_groups WHERE user_id = $1")
@@ -277,6 +284,11 @@ pub(super) async fn user_by_subject(
     with_groups(pool, select.fetch_optional(pool).await.map_err(failed("look up a user"))?).await
 }
 
+pub(super) async fn user_by_name(pool: &SqlitePool, name: &str) -> Result<Option<UserRecord>, StoreError> {
+    let select = sqlx::query("SELECT * FROM users WHERE name = $1 ORDER BY created_at_us LIMIT 1").bind(name);
+    with_groups(pool, select.fetch_optional(pool).await.map_err(failed("look up a user"))?).await
+}
+
 async fn with_groups(pool: &SqlitePool, row: Option<SqliteRow>) -> Result<Option<UserRecord>, StoreError> {
     let Some(row) = row else { return Ok(None) };
     let mut user = user_row(&row)?;
@@ -329,6 +341,8 @@ pub(super) fn user_row(row: &SqliteRow) -> Result<UserRecord, StoreError> {
         active: column::<i64, _>(row, WHAT, "active")? != 0,
         created_at_us: column(row, WHAT, "created_at_us")?,
         groups: Vec::new(),
+        token_epoch: rows::count(row, WHAT, "token_epoch")?,
+        groups_at_us: column(row, WHAT, "groups_at_us")?,
     })
 }
 

@@ -4,12 +4,14 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::open::SqliteRecords;
-use super::{audit, ledger, policy, usage};
+use super::{audit, ledger, policy, signing_keys, usage};
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{
     Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
 };
-use crate::governance::records::{KeyId, KeyRecord, LedgerRecord, ReservationRecord, UserId, UserRecord};
+use crate::governance::records::{
+    KeyId, KeyRecord, LedgerRecord, ReservationRecord, SigningKeyRecord, UserId, UserRecord,
+};
 
 #[async_trait]
 impl Records for SqliteRecords {
@@ -45,8 +47,16 @@ impl Records for SqliteRecords {
         policy::user_by_subject(&self.pool, issuer, subject).await
     }
 
+    async fn user_by_name(&self, name: &str) -> Result<Option<UserRecord>, StoreError> {
+        policy::user_by_name(&self.pool, name).await
+    }
+
     async fn users(&self, after: Option<&str>, limit: u32) -> Result<Vec<UserRecord>, StoreError> {
         policy::users(&self.pool, after, limit).await
+    }
+
+    async fn signing_keys(&self) -> Result<Vec<SigningKeyRecord>, StoreError> {
+        signing_keys::all(&self.pool).await
     }
 
     async fn groups(&self, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError> {

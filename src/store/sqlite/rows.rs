@@ -24,7 +24,7 @@ pub(super) fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreEr
     }
 }
 
-fn corrupt(what: &'static str, message: impl ToString) -> StoreError {
+pub(super) fn corrupt(what: &'static str, message: impl ToString) -> StoreError {
     StoreError::Corrupt { what, message: message.to_string().into() }
 }
 
@@ -219,7 +219,7 @@ pub(super) fn to_hex(bytes: &[u8; 32]) -> String {
     digits.map(char::from).collect()
 }
 
-fn from_hex(text: &str) -> Option<[u8; 32]> {
+pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
         return None;
