@@ -536,7 +536,7 @@ mod tests {
         }
         let open = metrics.render(PageFormat::Prometheus, &[], false);
         assert!(open.contains("authorized_hits{tier=\"free\",model=\"demo\"} 14\n"), "{open}");
-        assert!(!open.contains("ann"));
+        assert!(!open.contains("user=") && !open.contains("\"ann\""));
         let inner = metrics.render(PageFormat::Prometheus, &[], true);
         assert!(inner.contains("authorized_calls{user=\"ben\",tier=\"free\",model=\"demo\"} 1\n"), "{inner}");
     }
