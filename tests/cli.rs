@@ -44,13 +44,14 @@ fn ran(output: Output) -> Ran {
 fn every_command_explains_itself_with_an_example() {
     let help = millgate(&["--help"], "");
     assert!(help.is_success && help.out.contains("First steps:"));
-    for command in ["serve", "chat", "bench", "usage"] {
+    for command in ["serve", "chat", "bench", "usage", "reconcile"] {
         let help = millgate(&["help", command], "");
         assert!(help.is_success && help.out.contains(&format!("  millgate {command}")), "{command}: {}", help.out);
     }
     for command in [
         ["key", "create"],
         ["tier", "apply"],
+        ["tier", "simulate"],
         ["user", "create"],
         ["audit", "list"],
         ["audit", "verify"],

@@ -9,7 +9,9 @@ use utoipa::OpenApi;
 
 use super::contract::complete;
 use super::router::{ops_routes, routes};
-use super::{account, admin, docs_page, health, health_details, openai, openapi, schema, usage};
+use super::{
+    account, admin, docs_page, health, health_details, openai, openapi, reconciliation, schema, simulation, usage,
+};
 
 /// Every handler that is part of the contract. A test compares this list with the router, in both directions.
 ///
@@ -78,6 +80,8 @@ use super::{account, admin, docs_page, health, health_details, openai, openapi, 
         admin::prices::put_prices,
         usage::report::own_usage,
         usage::report::all_usage,
+        reconciliation::reconciliation,
+        simulation::simulate_tiers,
         usage::organization::completions,
         usage::organization::costs,
         health::livez,

@@ -11,7 +11,7 @@ use super::cors::cors;
 use super::error::{ApiError, Kind};
 use super::request_context::with_context;
 use super::state::Api;
-use super::{account, admin, docs_page, health, health_details, openai, openapi, usage};
+use super::{account, admin, docs_page, health, health_details, openai, openapi, reconciliation, simulation, usage};
 
 /// Who may call a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,8 @@ fn administration() -> Vec<Route> {
         get("/admin/v1/prices", Admin, admin::list_prices),
         put("/admin/v1/prices", Admin, admin::put_prices),
         get("/admin/v1/usage", Admin, usage::all_usage),
+        get("/admin/v1/reconciliation", Admin, reconciliation::reconciliation),
+        post("/admin/v1/tier-simulations", Admin, simulation::simulate_tiers),
         get("/v1/organization/usage/completions", Admin, usage::completions),
         get("/v1/organization/costs", Admin, usage::costs),
     ]

@@ -212,6 +212,7 @@ async fn found(
         tracer: tracer.clone(),
         lifecycle: Arc::clone(&lifecycle),
     });
+    followers.spawn(api::watch_books(api.clone(), stop_following.clone()));
     let parts = Parts {
         lifecycle,
         drain_timeout: settings.drain_timeout,

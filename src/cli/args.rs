@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::money_args::{PriceCommand, UsageArgs};
+use super::reconcile_args::ReconcileArgs;
+use super::simulate_args::SimulateArgs;
 
 pub(super) use super::model_args::{ModelCommand, ModelCreateArgs, ModelListArgs, ModelNameArgs, ModelSourceArgs};
 use crate::governance::audit::Head;
@@ -56,6 +58,8 @@ pub enum Command {
     Model(ModelCommand),
     /// Who used how much, and what it cost
     Usage(UsageArgs),
+    /// Whether engines, ledger, limiter, and what clients were told agree
+    Reconcile(ReconcileArgs),
     /// Show and set what tokens cost
     #[command(subcommand)]
     Price(PriceCommand),
@@ -321,6 +325,8 @@ A Kubernetes ConfigMap `tier-to-group-mapping` is read as it is; it has no limit
 stay as they are. The file is applied whole or not at all. Of tiers that it does not name, those go that an
 earlier file of its kind declared; tiers made by hand are left alone.")]
     Apply(TierApplyArgs),
+    /// Show whom a file of tiers would have refused in the past, and what that would have saved
+    Simulate(SimulateArgs),
 }
 
 /// Options of `tier apply`.

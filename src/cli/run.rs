@@ -9,7 +9,9 @@ use tokio::runtime::Runtime;
 use crate::config::Environment;
 
 use super::args::{Cli, Command};
-use super::{audit, bench, chat, config_command, fail, key, model, output, price, serve, tier, token, usage, user};
+use super::{
+    audit, bench, chat, config_command, fail, key, model, output, price, reconcile, serve, tier, token, usage, user,
+};
 
 /// How long threads that read files may go on after everything else has ended.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -46,6 +48,7 @@ fn dispatch(command: &Command, environment: &Environment) -> Result<()> {
         Command::Model(command) => runtime()?.block_on(model::run(command, environment)),
         Command::Audit(command) => runtime()?.block_on(audit::run(command, environment)),
         Command::Usage(args) => runtime()?.block_on(usage::run(args, environment)),
+        Command::Reconcile(args) => runtime()?.block_on(reconcile::run(args, environment)),
         Command::Price(command) => runtime()?.block_on(price::run(command, environment)),
         Command::Config(command) => config_command::run(command, environment),
     }

@@ -15,7 +15,7 @@ use crate::governance::tier_files::Declaration;
 use super::args::{ListArgs, TierApplyArgs, TierCommand};
 use super::client::Client;
 use super::fail::Hinted;
-use super::output;
+use super::{output, simulate};
 
 const PATH: &str = "/admin/v1/tiers";
 /// Users of a deleted tier told by name.
@@ -29,6 +29,7 @@ pub(super) async fn run(command: &TierCommand, environment: &Environment) -> Res
     match command {
         TierCommand::List(args) => list(args, environment).await,
         TierCommand::Apply(args) => apply(args, environment).await,
+        TierCommand::Simulate(args) => simulate::run(args, environment).await,
     }
 }
 
@@ -71,7 +72,8 @@ async fn apply(args: &TierApplyArgs, environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-fn read_file(file: &Path) -> Result<(String, &'static str)> {
+/// The text of a file of tiers, and whether it is YAML or TOML.
+pub(super) fn read_file(file: &Path) -> Result<(String, &'static str)> {
     let mut text = String::new();
     if file == Path::new("-") {
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
@@ -83,8 +85,13 @@ fn read_file(file: &Path) -> Result<(String, &'static str)> {
 }
 
 fn check(file: &Path, content: &str, format: &str) -> Result<()> {
+    declaration(file, content, format).map(drop)
+}
+
+/// The tiers that a file declares; the message names the file.
+pub(super) fn declaration(file: &Path, content: &str, format: &str) -> Result<Declaration> {
     let declared = if format == "toml" { Declaration::from_toml(content) } else { Declaration::from_yaml(content) };
-    declared.map(drop).map_err(|error| {
+    declared.map_err(|error| {
         let hint = "`millgate tier apply --help` shows the format; limits are written like \"100000 tokens / 1m\"";
         anyhow::Error::new(error).context(Hinted::context(format!("`{}` declares no tiers", file.display()), hint))
     })

@@ -91,7 +91,7 @@ fn query(args: &UsageArgs, now: Timestamp) -> Result<String> {
 }
 
 /// A moment as it is, or so long ago.
-fn start(since: &str, now: Timestamp) -> Result<String> {
+pub(super) fn start(since: &str, now: Timestamp) -> Result<String> {
     let is_moment = since.contains('-') || since.bytes().all(|byte| byte.is_ascii_digit());
     if is_moment {
         return Ok(since.to_owned());

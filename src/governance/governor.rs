@@ -1,9 +1,10 @@
 //! The governor: who are you, may you, how much is left; and the background tasks that keep those answers true.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,6 +21,7 @@ use super::permit::{Ask, Permit};
 use super::policy::{Largest, Principal};
 use super::ports::{Counters, Need, Records, Reserved};
 use super::rebuild;
+use super::reconcile::{Meter, Sums};
 use super::refusals::Refusals;
 use super::settler::{self, Settler, Unsettled};
 use super::tier_files::Watched;
@@ -41,6 +43,11 @@ pub(super) struct Core {
     pub(super) settler: Settler,
     pub(super) watched: Watched,
     pub(super) refusals: Refusals,
+    pub(super) meter: Meter,
+    /// What the roll-ups had when this process started.
+    totals_at_start: OnceLock<Sums>,
+    /// Replays read much; one runs at a time.
+    pub(super) replays: Semaphore,
     edge: FailureGuard,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -84,7 +91,9 @@ impl Governor {
         let (providers, fetching): (Vec<_>, Vec<_>) = config.oidc.iter().map(provider).unzip();
         let identities = Identities::new(tables, clock.steady_us(), salt_secret, &config);
         let (core, queue) = Core::assemble(records, counters, clock, config, identities, providers);
-        core.tasks.spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone()));
+        // After recovery and before anything is admitted: from here on the meter counts.
+        let _ = core.totals_at_start.set(core.records.totals().await?);
+        core.tasks.spawn(settler::run(queue, core.clone()));
         core.tasks.spawn(watch(core.clone()));
         for task in fetching {
             core.tasks.spawn(task.run(core.stop.clone()));
@@ -188,6 +197,11 @@ impl Governor {
 }
 
 impl Core {
+    /// What was on the disk when this process started.
+    pub(super) fn totals_at_start(&self) -> Sums {
+        self.totals_at_start.get().copied().unwrap_or_default()
+    }
+
     /// Everything in its place and no task running; the settler's queue comes with it.
     pub(super) fn assemble(
         records: Arc<dyn Records>,
@@ -210,6 +224,9 @@ impl Core {
             settler,
             watched: Watched::default(),
             refusals: Refusals::default(),
+            meter: Meter::default(),
+            totals_at_start: OnceLock::new(),
+            replays: Semaphore::new(1),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             stop_settler: CancellationToken::new(),

@@ -15,6 +15,7 @@ use super::governor::Core;
 use super::policy::{Plan, Principal};
 use super::ports::{Commit, Extent, JournalEntry, Need, Reserved, StoreError};
 use super::pricing::Price;
+use super::reconcile::Receipt;
 use super::records::{Bill, LedgerRecord, RequestRecord, ReservationRecord, Status, Usage, spend};
 use super::reservation::{self, CompletionCap};
 use super::settler::Unsettled;
@@ -75,6 +76,8 @@ struct Open {
     price: Price,
     /// How it ends if it is dropped while settling.
     status: Status,
+    /// True once its settlement has begun.
+    is_settling: bool,
 }
 
 #[derive(Default)]
@@ -95,6 +98,7 @@ struct Abandoned<'a>(&'a Core, Option<Uuid>);
 impl Drop for Abandoned<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.1 {
+            self.0.meter.begin();
             self.0.settler.enqueue(Unsettled::Abandoned(id));
         }
     }
@@ -153,6 +157,7 @@ impl Permit {
                 sequences: ask.sequences,
                 price,
                 status: Status::Aborted,
+                is_settling: false,
             }),
             scheduling: Scheduling {
                 flow: flow_of(who),
@@ -221,26 +226,30 @@ impl Permit {
         }
     }
 
-    /// Ends the request: gives back what was not used and returns when the ledger row is on the disk.
+    /// Ends the request: gives back what was not used and returns when the ledger row is on the disk, with what it says.
     ///
     /// # Errors
     /// The row is not on the disk yet; the answer must end with an error. The row is still owed and will be written.
     ///
     /// # Cancel
     /// Safe at any point: the request is settled exactly once with these values.
-    pub async fn settle(mut self, usage: Usage, status: Status) -> Result<(), StoreError> {
+    pub async fn settle(mut self, usage: Usage, status: Status) -> Result<Receipt, StoreError> {
         self.report(usage);
         let open = self.open.as_mut().expect("a permit is open until it is settled, and settling consumes it");
         open.status = status;
+        open.is_settling = true;
+        self.core.meter.begin();
         let (id, row) = (open.request.id, self.core.row(open, usage));
         if let Err(error) = self.core.counters.settle(id, row.bill()).await {
             // The settler, reached through drop, tries again; the row is written there as well.
             tracing::error!(%error, request.id = %id, "cannot settle a request yet");
             return Err(StoreError::Unavailable { operation: "settle a request", message: error.message });
         }
-        let commit = self.core.records.submit(JournalEntry::Close(row));
+        let receipt = Receipt::new(id, row.usage, self.core.clone());
+        let core = &self.core;
+        let commit = core.meter.finish(row, usage, |row| core.records.submit(JournalEntry::Close(row)));
         self.open = None;
-        commit.await
+        commit.await.map(|()| receipt)
     }
 
     fn report(&self, usage: Usage) {
@@ -299,8 +308,11 @@ impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
             let usage = self.progress.lock().unwrap_or_else(PoisonError::into_inner).usage;
-            let row = self.core.row(&open, usage);
-            self.core.settler.enqueue(Unsettled::Row(Box::new(row)));
+            let row = Box::new(self.core.row(&open, usage));
+            if !open.is_settling {
+                self.core.meter.begin();
+            }
+            self.core.settler.enqueue(Unsettled::Row { row, reported: usage });
         }
     }
 }

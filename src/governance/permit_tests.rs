@@ -13,15 +13,17 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::audit::{AuditFilter, AuditRow};
-use super::clock::ManualClock;
+use super::clock::{Clock, ManualClock};
 use super::config::Config;
 use super::governor::Core;
 use super::identity::Identities;
+use super::limits::Limit;
 use super::permit::{Ask, Permit};
 use super::policy::Principal;
 use super::ports::{
-    Bill, Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, Need, PolicyTables, Records,
-    Reserved, Restored, StoreError, SubjectSum, UsageQuery, UsageSum,
+    Bill, Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, LimiterTotals, Need,
+    PolicyTables, Records, Reserved, Restored, RollUpDifference, RowRange, StoreError, SubjectSum, Sums, UsageQuery,
+    UsageSum,
 };
 use super::records::{
     KeyId, KeyRecord, LOCAL_ISSUER, LedgerRecord, ModelRecord, Published, ReservationRecord, SigningKeyRecord, Status,
@@ -86,6 +88,14 @@ impl Counters for Distant {
         self.0.probe(charges, need).await
     }
 
+    async fn totals(&self) -> Result<LimiterTotals, CounterError> {
+        self.0.totals().await
+    }
+
+    fn blank(&self, clock: Arc<dyn Clock>) -> Arc<dyn Counters> {
+        self.0.blank(clock)
+    }
+
     async fn restore(&self, rows: Vec<Restored>) -> Result<(), CounterError> {
         self.0.restore(rows).await
     }
@@ -144,10 +154,7 @@ impl Scene {
         let identities = Identities::new(tables(), NOON_US, [0; 32], &config);
         let who = identities.principal(&tables(), &user, None, NOON_US);
         let (core, queue) = Core::assemble(disk.clone(), counters.clone(), clock, config, identities, Vec::new());
-        let tasks = vec![
-            spawn(settler::run(queue, core.records.clone(), core.counters.clone(), core.stop_settler.clone())),
-            spawn(disk.clone().write()),
-        ];
+        let tasks = vec![spawn(settler::run(queue, core.clone())), spawn(disk.clone().write())];
         (Arc::new(Self { core, counters, disk, who }), tasks)
     }
 
@@ -325,6 +332,22 @@ impl Records for Disk {
     }
 
     async fn ledger_since(&self, _: i64) -> Result<Vec<LedgerRecord>, StoreError> {
+        unused()
+    }
+
+    async fn ledger_between(&self, _: RowRange) -> Result<Vec<LedgerRecord>, StoreError> {
+        unused()
+    }
+
+    async fn roll_up_differences(&self, _: i64, _: i64) -> Result<Vec<RollUpDifference>, StoreError> {
+        unused()
+    }
+
+    async fn totals(&self) -> Result<Sums, StoreError> {
+        unused()
+    }
+
+    async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError> {
         unused()
     }
 

@@ -14,13 +14,16 @@ use uuid::Uuid;
 
 use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
+use super::clock::Clock;
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 use super::pricing::{Price, PriceList, PriceRecord};
+pub use super::reconcile::{RollUpDifference, Sums};
 pub use super::records::{Bill, Extent};
 use super::records::{
     KeyId, KeyRecord, LedgerRecord, ModelRecord, RequestRecord, ReservationRecord, SigningKeyRecord, TierRecord, Usage,
     UserId, UserRecord,
 };
+pub use super::replay::RowRange;
 pub use super::usage::{RefusalCount, UsageGroup, UsageQuery, UsageSource, UsageSum};
 
 /// Why the store could not do what was asked.
@@ -271,6 +274,18 @@ pub trait Records: Send + Sync + 'static {
     /// Ledger rows settled at or after `settled_from_us`.
     async fn ledger_since(&self, settled_from_us: i64) -> Result<Vec<LedgerRecord>, StoreError>;
 
+    /// A page of ledger rows by admission and id.
+    async fn ledger_between(&self, range: RowRange) -> Result<Vec<LedgerRecord>, StoreError>;
+
+    /// Every limit that a key has, each once.
+    async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError>;
+
+    /// Roll-ups of the days of `[from_us, to_us)` that are not the sum of their rows, the first hundred.
+    async fn roll_up_differences(&self, from_us: i64, to_us: i64) -> Result<Vec<RollUpDifference>, StoreError>;
+
+    /// Everything ever charged, as the roll-ups have it.
+    async fn totals(&self) -> Result<Sums, StoreError>;
+
     /// Charged sums by subject of rows admitted in `[start_us, end_us)`.
     async fn charged_between(&self, start_us: i64, end_us: i64) -> Result<Vec<SubjectSum>, StoreError>;
 
@@ -486,6 +501,17 @@ pub enum Reserved {
     },
 }
 
+/// What counters have seen in all, whatever limits there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LimiterTotals {
+    /// Kept by settled reservations.
+    pub settled: Sums,
+    /// Reserved by open ones.
+    pub held: Sums,
+    /// Open reservations.
+    pub open: u64,
+}
+
 /// What was used before this process started, for one counter.
 #[derive(Debug, Clone)]
 pub struct Restored {
@@ -529,4 +555,10 @@ pub trait Counters: Send + Sync + 'static {
 
     /// Puts back what was used before, when counters are rebuilt at start.
     async fn restore(&self, rows: Vec<Restored>) -> Result<(), CounterError>;
+
+    /// What was settled since these counters were made, and what open reservations hold.
+    async fn totals(&self) -> Result<LimiterTotals, CounterError>;
+
+    /// Empty counters that decide by the same rules, in this process's memory, by another clock: for replays.
+    fn blank(&self, clock: Arc<dyn Clock>) -> Arc<dyn Counters>;
 }

@@ -149,7 +149,7 @@ async fn windows(
 
 /// How far the steady clock of the process that charged a row had come apart from the wall clock, by which this process
 /// counts on: the machine slept, or its clock was set. Less than a second is the clocks' own drift.
-fn shift(row: &LedgerRecord) -> i64 {
+pub(super) fn shift(row: &LedgerRecord) -> i64 {
     const DRIFT_US: i64 = 1_000_000;
     let shift_us = row.charged.first().map_or(0, |first| row.request.admitted_at_us.saturating_sub(first.at_us));
     if shift_us.saturating_abs() <= DRIFT_US { 0 } else { shift_us }
@@ -204,7 +204,7 @@ fn subject(user: UserId, key: Option<KeyId>, tier: String, model: String) -> Req
 }
 
 /// What an extent charges on a counter of `resource`.
-fn charged(extent: &Extent, resource: Resource) -> u64 {
+pub(super) fn charged(extent: &Extent, resource: Resource) -> u64 {
     match resource {
         Resource::Requests => extent.requests,
         Resource::Tokens => extent.prompt_tokens.saturating_add(extent.completion_tokens),

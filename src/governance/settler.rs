@@ -6,16 +6,22 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::ports::{Commit, Counters, JournalEntry, Records};
-use super::records::{Bill, LedgerRecord};
+use super::governor::Core;
+use super::ports::{Commit, Counters, JournalEntry};
+use super::records::{Bill, LedgerRecord, Usage};
 
 /// Something that must still be settled.
 #[derive(Debug)]
 pub(super) enum Unsettled {
     /// Charged, but no permit was ever handed out.
     Abandoned(Uuid),
-    /// A permit was dropped; this is its row.
-    Row(Box<LedgerRecord>),
+    /// A permit was dropped.
+    Row {
+        /// Its row.
+        row: Box<LedgerRecord>,
+        /// What was last reported as used, charged or not.
+        reported: Usage,
+    },
     /// Answers when everything before it is settled and on the disk.
     Flush(oneshot::Sender<()>),
 }
@@ -50,27 +56,25 @@ impl Settler {
     }
 }
 
-/// Runs until every sender is gone or `stop` is told.
-pub(super) async fn run(
-    mut queue: mpsc::UnboundedReceiver<Unsettled>,
-    records: Arc<dyn Records>,
-    counters: Arc<dyn Counters>,
-    stop: tokio_util::sync::CancellationToken,
-) {
+/// Runs until it is told to stop.
+pub(super) async fn run(mut queue: mpsc::UnboundedReceiver<Unsettled>, core: Arc<Core>) {
     let mut written: Vec<Commit> = Vec::new();
     loop {
         let next = tokio::select! {
             biased;
             next = queue.recv() => next,
-            () = stop.cancelled() => None,
+            () = core.stop_settler.cancelled() => None,
         };
         match next {
             None => break,
             // It was admitted and its client left: the request unit stays spent.
-            Some(Unsettled::Abandoned(id)) => settle(&counters, id, Bill { requests: 1, ..Bill::default() }).await,
-            Some(Unsettled::Row(row)) => {
-                settle(&counters, row.request.id, row.bill()).await;
-                written.push(records.submit(JournalEntry::Close(*row)));
+            Some(Unsettled::Abandoned(id)) => {
+                settle(&core.counters, id, Bill { requests: 1, ..Bill::default() }).await;
+                core.meter.abandoned();
+            }
+            Some(Unsettled::Row { row, reported }) => {
+                settle(&core.counters, row.request.id, row.bill()).await;
+                written.push(core.meter.finish(*row, reported, |row| core.records.submit(JournalEntry::Close(row))));
             }
             Some(Unsettled::Flush(done)) => {
                 wait(&mut written).await;

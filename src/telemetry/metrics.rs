@@ -192,6 +192,7 @@ pub struct Metrics {
     ledger_failures: Counter,
     open_generations: Gauge,
     tier_files_failing: Gauge,
+    reconciliation: Family<Gauge>,
 }
 
 impl Default for Metrics {
@@ -217,6 +218,7 @@ impl Metrics {
             ledger_failures: Counter::default(),
             open_generations: Gauge::default(),
             tier_files_failing: Gauge::default(),
+            reconciliation: Family::new(MAX_WORDS, Gauge::default),
         }
     }
 
@@ -312,6 +314,11 @@ impl Metrics {
         self.open_generations.get().try_into().unwrap_or(0)
     }
 
+    /// Tokens by which `between` and the ledger differ since process start.
+    pub fn reconciled(&self, between: &str, tokens: u64) {
+        self.reconciliation.get(&[between]).set(i64::try_from(tokens).unwrap_or(i64::MAX));
+    }
+
     /// Whether the watched tier files can be applied.
     pub fn tier_files(&self, is_failing: bool) {
         self.tier_files_failing.set(i64::from(is_failing));
@@ -393,6 +400,11 @@ impl Metrics {
             .sample(&[], self.open_generations.get());
         page.family(Kind::Gauge, "millgate_tier_files_failing", "1 while the watched tier files cannot be applied")
             .sample(&[], self.tier_files_failing.get());
+        let help = "Tokens by which the ledger and limiter, disk, engine or usage told differ since process start: 0";
+        page.family(Kind::Gauge, "millgate_reconciliation_difference_tokens", help);
+        for (labels, tokens) in self.reconciliation.read().iter() {
+            page.sample(&[("between", &labels[0])], tokens.get());
+        }
         page.family(Kind::Histogram, "millgate_admission_seconds", "Time to decide one admission")
             .distribution(&[], &self.admission.read());
         page.family(Kind::Histogram, "millgate_ledger_commit_seconds", "Wait for a ledger row's commit")

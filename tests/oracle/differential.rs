@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use millgate::governance::ports::{
-    Bill, Charge, Count, CounterError, Counters, Need, Refusing, Reserved, Restored, Retry,
+    Bill, Charge, Count, CounterError, Counters, LimiterTotals, Need, Refusing, Reserved, Restored, Retry,
 };
-use millgate::governance::{ManualClock, Usage};
+use millgate::governance::{Clock, ManualClock, Usage};
 use millgate::store::MemoryCounters;
 use uuid::Uuid;
 
@@ -118,6 +118,14 @@ impl Counters for Lying {
 
     async fn restore(&self, rows: Vec<Restored>) -> Result<(), CounterError> {
         self.inner.restore(rows).await
+    }
+
+    async fn totals(&self) -> Result<LimiterTotals, CounterError> {
+        self.inner.totals().await
+    }
+
+    fn blank(&self, clock: Arc<dyn Clock>) -> Arc<dyn Counters> {
+        self.inner.blank(clock)
     }
 }
 

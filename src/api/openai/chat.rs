@@ -90,7 +90,7 @@ fn whole<'a>(
     };
     let choices = (0..).zip(answers.into_iter().zip(&finished.reasons)).map(choice).collect();
     let mut document = preamble.document("chat.completion", choices);
-    document.usage = Some(ChunkUsage::Known(finished.usage));
+    document.usage = Some(ChunkUsage::Known(finished.tell_usage()));
     document.millgate = finished.limit.map(|detail| Extension { detail });
     document
 }
@@ -145,7 +145,7 @@ impl StreamWriter for ChatStream {
         }
         if self.include_usage {
             let mut document = self.preamble.document(CHUNK, Vec::<ChatChunkChoice>::new());
-            document.usage = Some(ChunkUsage::Known(finished.usage));
+            document.usage = Some(ChunkUsage::Known(finished.tell_usage()));
             frame.event(&document);
         }
     }

@@ -174,7 +174,7 @@ impl Answers {
             finish_reason: Some(finish_word(*reason)),
         };
         let mut document = preamble.document(OBJECT, (0..).zip(parts).map(choice).collect());
-        document.usage = Some(ChunkUsage::Known(finished.usage));
+        document.usage = Some(ChunkUsage::Known(finished.tell_usage()));
         document.millgate = finished.limit.map(|detail| Extension { detail });
         document
     }
@@ -212,7 +212,7 @@ impl StreamWriter for TextStream {
         }
         if self.include_usage {
             let mut document = self.preamble.document(OBJECT, Vec::<TextChoice>::new());
-            document.usage = Some(ChunkUsage::Known(finished.usage));
+            document.usage = Some(ChunkUsage::Known(finished.tell_usage()));
             frame.event(&document);
         }
     }

@@ -19,6 +19,7 @@ use crate::api::error::ApiError;
 use crate::api::limits::denied_detail;
 use crate::engine::{Event, EventStream, Failure, FinishReason, TokenLogprob, TokenUsage};
 use crate::governance::ports::StoreError;
+use crate::governance::reconcile::Receipt;
 use crate::governance::{Denied, Permit, Status, Usage};
 use crate::telemetry::{self, Metrics, RequestTrace, Sizes, Stages, Tenant, TokenClass};
 
@@ -47,9 +48,18 @@ pub(crate) enum Output {
 pub(crate) struct Finished {
     /// Why each choice ended.
     pub(crate) reasons: Vec<FinishReason>,
-    pub(crate) usage: wire::Usage,
+    usage: wire::Usage,
+    receipt: Receipt,
     /// The limit that ended a choice early.
     pub(crate) limit: Option<Value>,
+}
+
+impl Finished {
+    /// The usage, for the client: from here on it counts as told.
+    pub(crate) fn tell_usage(&self) -> wire::Usage {
+        self.receipt.tell(self.usage.told());
+        self.usage
+    }
 }
 
 /// One prompt under way.
@@ -314,15 +324,16 @@ impl Course {
                 error!(request.id = %generation.id, %error, "cannot write the ledger row");
                 Output::Failed(unrecorded())
             }
-            (Outcome::Failed(error), Ok(())) => Output::Failed(error),
-            (Outcome::Completed | Outcome::ReaderGone, Ok(())) => {
+            (Outcome::Failed(error), Ok(_)) => Output::Failed(error),
+            (Outcome::Completed | Outcome::ReaderGone, Ok(receipt)) => {
                 metrics.ledger_committed(asked.elapsed());
                 count_charged(metrics, model, &usage);
                 metrics.tenant_charged(&generation.tenant, model, sizes.prompt_tokens + sizes.completion_tokens);
                 if status != Status::Aborted {
                     reasons.iter().for_each(|reason| metrics.choice_finished(model, finish_word(*reason)));
                 }
-                Output::Finished(Finished { usage: shown(&usage), limit: limit.filter(|_| is_cut), reasons })
+                let limit = limit.filter(|_| is_cut);
+                Output::Finished(Finished { usage: shown(&usage), receipt, limit, reasons })
             }
         };
         if let Some(mut trace) = trace {

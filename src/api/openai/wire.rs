@@ -1,6 +1,8 @@
 //! The documents OpenAI's endpoints answer with, field for field and in OpenAI's order.
 use serde::Serialize;
 
+use crate::governance;
+
 /// Token counts of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Usage {
@@ -21,6 +23,15 @@ impl Usage {
         let total_tokens = prompt_tokens + completion_tokens;
         let prompt_tokens_details = PromptTokensDetails { cached_tokens };
         Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
+    }
+
+    /// The same figures as governance counts them: taken from what is written, not from where that came from.
+    pub(crate) fn told(&self) -> governance::Usage {
+        governance::Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.prompt_tokens_details.cached_tokens,
+            completion_tokens: self.completion_tokens,
+        }
     }
 }
 

@@ -5,7 +5,9 @@ mod audit;
 mod models;
 mod openai;
 mod operations;
+mod reconciliation;
 mod shared;
+mod simulation;
 mod usage;
 
 pub(crate) use account::{IssuedKey, IssuedToken, Jwks, Key, LookedUpTier, Me, NewKey, NewToken, TierLookup};
@@ -17,5 +19,7 @@ pub(crate) use audit::{AuditRow, AuditVerdict};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
 pub(crate) use operations::{Health, HealthDetails};
+pub(crate) use reconciliation::Reconciliation;
 pub(crate) use shared::{ErrorBody, Listed, PageQuery};
+pub(crate) use simulation::{NewSimulation, Simulation};
 pub(crate) use usage::{CompletionsPage, CostsPage, NewPrices, Price, UsageReport};

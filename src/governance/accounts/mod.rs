@@ -9,6 +9,7 @@ mod keys;
 mod me;
 mod models;
 mod prices;
+mod replay;
 mod tier_apply;
 mod tiers;
 mod tokens;

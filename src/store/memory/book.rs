@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::governance::limits::Resource;
-use crate::governance::ports::{Charge, Extent, Need, Reserved};
+use crate::governance::ports::{Charge, Extent, LimiterTotals, Need, Reserved, Sums};
 
 use super::account::{Parties, SHARDS, Seat};
 
@@ -19,6 +19,8 @@ pub(super) struct Page {
     open: HashMap<Uuid, Hold>,
     settled: HashSet<Uuid>,
     settled_order: VecDeque<Uuid>,
+    /// Kept by everything that was settled on this page.
+    kept: Sums,
 }
 
 /// An open reservation: what it charges, and every block it was granted.
@@ -63,6 +65,15 @@ pub(super) fn counted(extent: &Extent, resource: Resource) -> u64 {
     }
 }
 
+fn sums(extent: &Extent) -> Sums {
+    Sums {
+        requests: extent.requests,
+        prompt_tokens: extent.prompt_tokens,
+        completion_tokens: extent.completion_tokens,
+        cost_nano_usd: extent.cost_nano_usd,
+    }
+}
+
 impl Page {
     pub(super) fn open(&mut self, id: &Uuid) -> Option<&mut Hold> {
         self.open.get_mut(id)
@@ -88,6 +99,21 @@ impl Page {
             self.settled.remove(&oldest);
         }
         Some(hold)
+    }
+
+    /// Notes what one block of a settled reservation keeps.
+    pub(super) fn kept(&mut self, spent: &Extent) {
+        self.kept = self.kept.plus(sums(spent));
+    }
+
+    /// Adds what this page has settled and holds.
+    pub(super) fn add_to(&self, sum: LimiterTotals) -> LimiterTotals {
+        let blocks = self.open.values().flat_map(|hold| &hold.blocks);
+        LimiterTotals {
+            settled: sum.settled.plus(self.kept),
+            held: blocks.fold(sum.held, |sum, block| sum.plus(sums(&block.extent))),
+            open: sum.open + self.open.len() as u64,
+        }
     }
 
     pub(super) fn len(&self) -> usize {

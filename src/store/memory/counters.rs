@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::governance::clock::Clock;
-use crate::governance::ports::{Bill, Charge, Count, CounterError, Counters, Extent, Need, Reserved, Restored};
+use crate::governance::ports::{
+    Bill, Charge, Count, CounterError, Counters, Extent, LimiterTotals, Need, Reserved, Restored,
+};
 use crate::governance::records::spend;
 
 use super::account::{Accounts, Locked, SHARDS, Seat};
@@ -122,6 +124,7 @@ impl Counters for MemoryCounters {
         let extents: Vec<Extent> = blocks.iter().map(|block| block.extent).collect();
         let mut locked = parties.lock();
         for (block, spent) in blocks.iter().zip(spend(&extents, bill)) {
+            page.kept(&spent);
             for (charge, seat) in charges.iter().zip(&block.seats) {
                 let resource = charge.key.resource;
                 locked.settle(seat, block.reserved(resource), counted(&spent, resource));
@@ -145,6 +148,14 @@ impl Counters for MemoryCounters {
             Ok(completion_tokens) => Reserved::Granted { at_us: now.steady_us, completion_tokens, counts },
             Err(refusing) => Reserved::Refused { refusing, counts },
         })
+    }
+
+    async fn totals(&self) -> Result<LimiterTotals, CounterError> {
+        Ok(self.book.iter().fold(LimiterTotals::default(), |sum, page| lock(page).add_to(sum)))
+    }
+
+    fn blank(&self, clock: Arc<dyn Clock>) -> Arc<dyn Counters> {
+        Arc::new(Self::new(clock))
     }
 
     async fn restore(&self, rows: Vec<Restored>) -> Result<(), CounterError> {

@@ -4,7 +4,7 @@ use sqlx::{QueryBuilder, SqlitePool};
 use uuid::Uuid;
 
 use super::rows::{self, column, failed};
-use crate::governance::ports::{StoreError, SubjectSum};
+use crate::governance::ports::{RowRange, StoreError, SubjectSum};
 use crate::governance::records::{LedgerRecord, ReservationRecord};
 
 const READ: &str = "read the ledger";
@@ -26,6 +26,19 @@ pub(super) async fn since(pool: &SqlitePool, settled_from_us: i64) -> Result<Vec
     );
     let found = select.bind(settled_from_us).fetch_all(pool).await.map_err(failed(READ))?;
     found.iter().map(rows::ledger).collect()
+}
+
+pub(super) async fn between(pool: &SqlitePool, range: RowRange) -> Result<Vec<LedgerRecord>, StoreError> {
+    // Before every id of the first instant when there is no page before.
+    let (after_us, after_id) = range.after.map_or((range.from_us, String::new()), |(us, id)| (us, id.to_string()));
+    let select = sqlx::query(
+        "SELECT ledger.*, attributions.member_groups, attributions.labels FROM ledger \
+         LEFT JOIN attributions ON attributions.id = ledger.attribution_id \
+         WHERE ledger.admitted_at_us >= $1 AND (ledger.admitted_at_us > $1 OR ledger.id > $2) AND ledger.admitted_at_us < $3 \
+         ORDER BY ledger.admitted_at_us, ledger.id LIMIT $4",
+    );
+    let select = select.bind(after_us).bind(after_id).bind(range.to_us).bind(range.limit);
+    select.fetch_all(pool).await.map_err(failed(READ))?.iter().map(rows::ledger).collect()
 }
 
 pub(super) async fn row(pool: &SqlitePool, id: Uuid) -> Result<Option<LedgerRecord>, StoreError> {

@@ -1,6 +1,7 @@
 //! Durable records in one SQLite file: reads through a small pool, writes through one task that commits in groups.
 
 mod audit;
+mod books;
 mod group;
 mod journal;
 mod ledger;

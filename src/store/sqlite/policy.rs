@@ -10,6 +10,7 @@ use super::audit::Log;
 use super::journal::{begin, end};
 use super::rows::{self, column, failed, to_hex, to_i64, to_json};
 use super::signing_keys;
+use crate::governance::Limit;
 use crate::governance::ports::{Change, Edit, KeyFilter, PolicyTables, StoreError};
 use crate::governance::pricing::{PriceList, PriceRecord};
 use crate::governance::records::{
@@ -253,6 +254,20 @@ pub(super) async fn keys(pool: &SqlitePool, filter: &KeyFilter) -> Result<Vec<Ke
     .bind(i64::from(filter.limit));
     let found = select.fetch_all(pool).await.map_err(failed("list keys"))?;
     found.iter().map(rows::key).collect()
+}
+
+/// Every limit that a key has, each once.
+pub(super) async fn limits_of_keys(pool: &SqlitePool) -> Result<Vec<Limit>, StoreError> {
+    let select = sqlx::query("SELECT DISTINCT limits FROM api_keys WHERE limits <> '[]'");
+    let mut limits: Vec<Limit> = Vec::new();
+    for row in &select.fetch_all(pool).await.map_err(failed("list limits of keys"))? {
+        for limit in rows::limits(row)? {
+            if !limits.contains(&limit) {
+                limits.push(limit);
+            }
+        }
+    }
+    Ok(limits)
 }
 
 pub(super) async fn live_keys(pool: &SqlitePool, user: UserId, now_us: i64) -> Result<u64, StoreError> {

@@ -2,15 +2,19 @@
 
 use std::path::Path;
 
+use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sqlx::{ConnectOptions, Row, SqlitePool};
 
 use super::open::DATABASE;
 use super::rows::failed;
-use super::{audit, usage};
-use crate::governance::UserId;
+use super::{audit, books, ledger, policy, usage};
 use crate::governance::audit::{AuditFilter, AuditRow};
-use crate::governance::ports::{StoreError, UsageQuery, UsageSum};
+use crate::governance::ports::{PolicyTables, RollUpDifference, RowRange, StoreError, UsageQuery, UsageSum};
+use crate::governance::reconcile::Books;
+use crate::governance::records::{KeyRecord, LedgerRecord};
+use crate::governance::replay::Past;
+use crate::governance::{KeyId, Limit, UserId};
 
 /// The ledger and the audit log of a data directory, to be read only.
 #[derive(Debug)]
@@ -63,5 +67,39 @@ impl LedgerReader {
     /// The database cannot be read.
     pub async fn audit_after(&self, sequence: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
         audit::after(&self.pool, sequence, limit).await
+    }
+
+    /// Tiers, models and prices as they are.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn policy(&self) -> Result<PolicyTables, StoreError> {
+        policy::tables(&self.pool).await
+    }
+}
+
+#[async_trait]
+impl Past for LedgerReader {
+    async fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        Ok(policy::key(&self.pool, id).await?.map(|(key, _)| key))
+    }
+
+    async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError> {
+        policy::limits_of_keys(&self.pool).await
+    }
+
+    async fn rows(&self, range: RowRange) -> Result<Vec<LedgerRecord>, StoreError> {
+        ledger::between(&self.pool, range).await
+    }
+}
+
+#[async_trait]
+impl Books for LedgerReader {
+    async fn rows(&self, range: RowRange) -> Result<Vec<LedgerRecord>, StoreError> {
+        ledger::between(&self.pool, range).await
+    }
+
+    async fn roll_up_differences(&self, from_us: i64, to_us: i64) -> Result<Vec<RollUpDifference>, StoreError> {
+        books::differences(&self.pool, from_us, to_us).await
     }
 }

@@ -4,10 +4,12 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::open::SqliteRecords;
-use super::{audit, ledger, policy, signing_keys, usage};
+use super::{audit, books, ledger, policy, signing_keys, usage};
+use crate::governance::Limit;
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{
-    Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, StoreError, SubjectSum, UsageQuery, UsageSum,
+    Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, RollUpDifference, RowRange, StoreError, SubjectSum,
+    Sums, UsageQuery, UsageSum,
 };
 use crate::governance::records::{
     KeyId, KeyRecord, LedgerRecord, ReservationRecord, SigningKeyRecord, UserId, UserRecord,
@@ -89,6 +91,22 @@ impl Records for SqliteRecords {
 
     async fn ledger_since(&self, settled_from_us: i64) -> Result<Vec<LedgerRecord>, StoreError> {
         ledger::since(&self.pool, settled_from_us).await
+    }
+
+    async fn ledger_between(&self, range: RowRange) -> Result<Vec<LedgerRecord>, StoreError> {
+        ledger::between(&self.pool, range).await
+    }
+
+    async fn roll_up_differences(&self, from_us: i64, to_us: i64) -> Result<Vec<RollUpDifference>, StoreError> {
+        books::differences(&self.pool, from_us, to_us).await
+    }
+
+    async fn totals(&self) -> Result<Sums, StoreError> {
+        books::totals(&self.pool).await
+    }
+
+    async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError> {
+        policy::limits_of_keys(&self.pool).await
     }
 
     async fn charged_between(&self, start_us: i64, end_us: i64) -> Result<Vec<SubjectSum>, StoreError> {

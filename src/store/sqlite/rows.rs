@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{ColumnIndex, Decode, Row, Sqlite, Type};
 use uuid::Uuid;
 
+use crate::governance::Limit;
 use crate::governance::attribution::Attribution;
 use crate::governance::ports::StoreError;
 use crate::governance::pricing::{Price, PriceRecord};
@@ -110,6 +111,11 @@ pub(super) fn key(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
         revoked_at_us: column(row, KEY, "revoked_at_us")?,
         last_used_at_us: column(row, KEY, "last_used_at_us")?,
     })
+}
+
+/// The limits of a key alone.
+pub(super) fn limits(row: &SqliteRow) -> Result<Vec<Limit>, StoreError> {
+    json(row, KEY, "limits")
 }
 
 const TIER: &str = "tier";
