@@ -32,6 +32,8 @@ pub struct Config {
     pub trusted_proxies: Vec<IpNet>,
     /// True when probes, metrics and the tier lookup have a listener of their own: then the main one does not show metrics.
     pub has_ops_listener: bool,
+    /// Percents of a quota whose reaching is told; sorted.
+    pub notice_thresholds: Vec<u8>,
     /// How many prompts and choices a request may ask for.
     pub bounds: RequestBounds,
 }
@@ -50,6 +52,7 @@ impl Default for Config {
             cors_origins: Vec::new(),
             trusted_proxies: Vec::new(),
             has_ops_listener: false,
+            notice_thresholds: vec![50, 80, 95],
             bounds: RequestBounds::default(),
         }
     }

@@ -56,6 +56,7 @@ fn add_components(components: &mut Value) {
         "x-ratelimit-limit-tokens": count("Amount of the tightest limit on tokens."),
         "x-ratelimit-remaining-tokens": count("What is left of it."),
         "x-ratelimit-reset-tokens": text("When it is whole again, as OpenAI writes it."),
+        "x-millgate-quota-notice": text("Quotas that have reached a threshold: name in quotes, `threshold` and `used` in percent of the amount. Absent below all thresholds."),
         "ratelimit-policy": text("Every limit that applies, as the IETF draft writes it."),
         "ratelimit": text("What is left of each."),
     });
@@ -130,7 +131,7 @@ fn add_headers(response: &mut Value, status: &str, is_inference: bool) {
         names.extend(["x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"]);
         names.extend(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]);
         names.extend(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]);
-        names.extend(["ratelimit-policy", "ratelimit"]);
+        names.extend(["ratelimit-policy", "ratelimit", "x-millgate-quota-notice"]);
     }
     let mut headers = response["headers"].as_object().cloned().unwrap_or_else(Map::new);
     for name in names {

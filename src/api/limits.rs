@@ -1,7 +1,7 @@
 //! What governance says about limits, as errors and headers of the HTTP side.
 use std::time::Duration;
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Kind, retry_after_ms};
@@ -14,10 +14,36 @@ const LONGEST_USEFUL_WAIT: Duration = Duration::from_secs(3600);
 /// When to look again after a store that did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The headers of an admitted request.
-pub(crate) fn standing_headers(standing: &[LimitStanding], now: Duration) -> HeaderMap {
+/// The headers of an admitted request: where limits stand, and which `thresholds` of quotas are reached.
+pub(crate) fn standing_headers(standing: &[LimitStanding], thresholds: &[u8], now: Duration) -> HeaderMap {
     let gauges: Vec<Gauge> = hard(standing).map(gauge).collect();
-    limit_headers(&gauges, None, now)
+    let mut headers = limit_headers(&gauges, None, now);
+    if let Some(notice) = notices(standing, thresholds) {
+        headers.insert("x-millgate-quota-notice", notice);
+    }
+    headers
+}
+
+/// Quotas told in one header at most, those used most first.
+const NOTICES_MAX: usize = 8;
+
+/// `"free: 500000 tokens / day";threshold=80;used=83, ...`: quotas that have reached a threshold, in percent of the amount.
+fn notices(standing: &[LimitStanding], thresholds: &[u8]) -> Option<HeaderValue> {
+    let share = |limit: &LimitStanding| u128::from(limit.used) * 100 / u128::from(limit.amount.max(1));
+    let mut reached: Vec<_> = standing
+        .iter()
+        .filter(|limit| limit.mode != Mode::Shadow)
+        .filter_map(|limit| Some((share(limit), limit.notice(thresholds)?, limit)))
+        .collect();
+    reached.sort_by_key(|(share, ..)| std::cmp::Reverse(*share));
+    let item = |(share, threshold, limit): &(u128, u8, &LimitStanding)| {
+        // Names of models may hold anything; a structured field holds printable ASCII.
+        let name: String =
+            limit.limit.chars().map(|c| if matches!(c, ' '..='~') && !"\"\\".contains(c) { c } else { '?' }).collect();
+        format!("\"{name}\";threshold={threshold};used={share}")
+    };
+    let text = reached.iter().take(NOTICES_MAX).map(item).collect::<Vec<_>>().join(", ");
+    HeaderValue::try_from(text).ok().filter(|text| !text.is_empty())
 }
 
 fn hard(standing: &[LimitStanding]) -> impl Iterator<Item = &LimitStanding> {

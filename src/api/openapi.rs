@@ -76,6 +76,7 @@ use super::{
         admin::keys::create_key_for,
         admin::keys::get_any_key,
         admin::keys::revoke_any_key,
+        admin::notices::list_notices,
         admin::prices::list_prices,
         admin::prices::put_prices,
         usage::report::own_usage,

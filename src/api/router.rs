@@ -143,6 +143,7 @@ fn administration() -> Vec<Route> {
         get("/admin/v1/prices", Admin, admin::list_prices),
         put("/admin/v1/prices", Admin, admin::put_prices),
         get("/admin/v1/usage", Admin, usage::all_usage),
+        get("/admin/v1/notices", Admin, admin::list_notices),
         get("/admin/v1/reconciliation", Admin, reconciliation::reconciliation),
         post("/admin/v1/tier-simulations", Admin, simulation::simulate_tiers),
         get("/v1/organization/usage/completions", Admin, usage::completions),

@@ -13,9 +13,11 @@ mod slot;
 mod summary;
 mod tier_folder;
 mod watched;
+mod webhook;
 
 pub use documents::HttpDocuments;
 pub use plan::{PlanError, Share, Wish, share_memory, share_of_rest};
 pub use served::Served;
 pub use summary::{LoadedModel, ModelLine, Summary};
 pub use tier_folder::TierFolder;
+pub use webhook::Webhook;

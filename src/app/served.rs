@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use millgate_kernels::Pool;
 use millgate_models::Progress;
 use tokio::net::TcpListener;
@@ -23,6 +23,7 @@ use super::load;
 use super::slot::Slot;
 use super::summary::{ModelLine, Summary};
 use super::tier_folder::TierFolder;
+use super::webhook::Webhook;
 use crate::api::{self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, Models};
 use crate::config::{Settings, effective_document};
 use crate::governance::ports::Records;
@@ -212,6 +213,11 @@ async fn found(
         tracer: tracer.clone(),
         lifecycle: Arc::clone(&lifecycle),
     });
+    if let Some(webhook) = &settings.notices.webhook {
+        let secret = webhook.secret.read().map_err(|problem| anyhow!(problem)).context("cannot sign quota notices")?;
+        let (url, records) = (webhook.url.clone(), Arc::clone(&records));
+        followers.spawn(Webhook::new(url, secret, records, Arc::clone(&api.clock))?.follow(stop_following.clone()));
+    }
     followers.spawn(api::watch_books(api.clone(), stop_following.clone()));
     let parts = Parts {
         lifecycle,

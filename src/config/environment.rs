@@ -12,6 +12,8 @@ pub struct Environment {
     pub config_file: Option<PathBuf>,
     /// `MILLGATE_ADMIN_KEY`: the bootstrap key of `admin`.
     pub admin_key: Option<String>,
+    /// `MILLGATE_WEBHOOK_SECRET`: signs notices.
+    pub webhook_secret: Option<String>,
     /// `MILLGATE_LOG`, else `RUST_LOG`: the log filter.
     pub log_filter: Option<String>,
     /// `OTEL_EXPORTER_OTLP_ENDPOINT`: the collector of traces.
@@ -39,6 +41,7 @@ impl Environment {
         let environment = Self {
             config_file: variable("MILLGATE_CONFIG").map(PathBuf::from),
             admin_key: variable("MILLGATE_ADMIN_KEY"),
+            webhook_secret: variable("MILLGATE_WEBHOOK_SECRET"),
             log_filter: variable("MILLGATE_LOG").or_else(|| variable("RUST_LOG")),
             otlp_endpoint: variable("OTEL_EXPORTER_OTLP_ENDPOINT"),
             otlp_headers: variable("OTEL_EXPORTER_OTLP_HEADERS"),
@@ -50,7 +53,7 @@ impl Environment {
             user_home: variable("HOME").map(PathBuf::from),
         };
         // From here on they cannot be printed by mistake, wherever they go.
-        [&environment.admin_key, &environment.hub_token, &environment.api_key]
+        [&environment.admin_key, &environment.hub_token, &environment.api_key, &environment.webhook_secret]
             .into_iter()
             .flatten()
             .for_each(|s| guard(s));
@@ -69,6 +72,7 @@ impl fmt::Debug for Environment {
         f.debug_struct("Environment")
             .field("config_file", &self.config_file)
             .field("admin_key", &self.admin_key.as_ref().map(|_| "***"))
+            .field("webhook_secret", &self.webhook_secret.as_ref().map(|_| "***"))
             .field("log_filter", &self.log_filter)
             .field("otlp_endpoint", &self.otlp_endpoint)
             .field("otlp_headers", &self.otlp_headers.as_ref().map(|_| "***"))

@@ -6,6 +6,7 @@
 
 mod environment;
 mod file;
+mod notices;
 mod oidc;
 mod raw;
 mod reference;
@@ -15,6 +16,7 @@ mod units;
 
 pub use environment::Environment;
 pub use file::{ConfigError, DEFAULT_FILE, find_file, read_file};
+pub use notices::{NoticeSettings, SecretSource, WebhookSettings};
 pub use raw::{RawConfig, RawKvDtype, RawModel};
 pub use reference::{KEYS, Key, example_file, reference_page};
 pub use resolve::{HubSettings, ModelOrigin, ModelSettings, Overrides, Settings, WrongModel, resolve, resolve_model};

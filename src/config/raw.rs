@@ -31,6 +31,8 @@ pub struct RawConfig {
     pub identity: RawIdentity,
     /// `[tokens]`: short-lived tokens.
     pub tokens: RawTokens,
+    /// `[notices]`: what is told about quotas, and to whom.
+    pub notices: RawNotices,
     /// `[hub]`: where `hf:` models come from.
     pub hub: RawHub,
     /// `[log]`: what is logged and how.
@@ -195,6 +197,18 @@ pub struct RawTokens {
     pub longest_life: Option<Span>,
     /// How long one key signs.
     pub rotate_every: Option<Span>,
+}
+
+/// `[notices]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNotices {
+    /// Percents of a quota whose reaching is told.
+    pub thresholds: Option<Vec<u8>>,
+    /// Where notices are sent.
+    pub webhook_url: Option<String>,
+    /// A file with the secret that signs them.
+    pub webhook_secret_file: Option<PathBuf>,
 }
 
 /// `[hub]`.

@@ -54,6 +54,10 @@ const TABLES: &[(&str, &str)] = &[
     ("tiers", "Rules for all tiers, and a folder of files that declare them."),
     ("identity", "What holds for all identity providers."),
     ("tokens", "Short-lived signed tokens, made with `POST /v1/tokens`."),
+    (
+        "notices",
+        "What is told when a quota (a limit on a calendar period, or on money) is nearly used up, and to whom. The secret that signs is read from the environment (`MILLGATE_WEBHOOK_SECRET`) or a file.",
+    ),
     ("hub", "Where `hf:` models come from. The access token is read from the environment only (`HF_TOKEN`)."),
     ("log", "What is logged. Prompts, outputs, keys and addresses never are."),
     (
@@ -135,6 +139,12 @@ pub const KEYS: &[Key] = &[
         .about("The longest life a token may be given, 10m to 24h. Short lives bound what a leaked token is worth."),
     key("tokens", "rotate_every", "duration", "30d", "\"30d\"")
         .about("How long one key signs tokens before the next takes over, at least 1h. The old one verifies until its last token has expired."),
+    key("notices", "thresholds", "list of percents", "50, 80, 95", "[50, 80, 95]")
+        .about("Shares of a quota whose reaching is told: in `x-millgate-quota-notice`, in `/v1/me`, and to the webhook once per limit, subject and period. Nothing is refused for it. An empty list tells nothing."),
+    key("notices", "webhook_url", "URL", "unset", "\"https://alerts.example.com/millgate\"")
+        .about("Where each notice is sent. Redirects are not followed. Whoever may set this can make the server send requests to that address: it is never taken from the API."),
+    key("notices", "webhook_secret_file", "file", "unset", "\"/run/secrets/millgate-webhook\"")
+        .about("A file whose content, without white space at its ends, signs what is sent; at least 16 characters. `MILLGATE_WEBHOOK_SECRET` wins over it."),
     key("hub", "endpoint", "URL", "https://huggingface.co", "\"https://huggingface.co\"")
         .about("The hub or a mirror of it; `HF_ENDPOINT` is used when this is unset."),
     key("hub", "home", "folder", "HF_HOME, else ~/.cache/huggingface", "\"/var/cache/huggingface\"")
@@ -196,6 +206,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
         "headers for the collector as `name=value,name=value`; they win over `traces.headers`",
     ),
     ("MILLGATE_LOG", "log filter; wins over `log.level`. `RUST_LOG` is read when it is unset"),
+    ("MILLGATE_WEBHOOK_SECRET", "signs what is sent to `notices.webhook_url`; 16 characters or more"),
     ("HF_TOKEN", "access token for gated models"),
     ("HF_HOME", "where downloads are kept, when `hub.home` is not set"),
     ("HF_ENDPOINT", "the hub or its mirror, when `hub.endpoint` is not set"),

@@ -18,6 +18,7 @@ use crate::telemetry::{Config as LogConfig, LogFormat, TracesConfig};
 
 use super::environment::Environment;
 use super::file::{ConfigError, line_of};
+use super::notices::{self, NoticeSettings};
 use super::oidc::providers;
 use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers, RawTokens, RawTraces};
 use super::units::{ByteSize, MemoryBound, Span};
@@ -94,6 +95,8 @@ pub struct Settings {
     pub token_longest_life: Duration,
     /// How long one key signs tokens.
     pub signing_key_life: Duration,
+    /// What is told about quotas, and to whom.
+    pub notices: NoticeSettings,
     /// Where `hf:` models come from.
     pub hub: HubSettings,
     /// What is logged and how.
@@ -129,6 +132,7 @@ impl Settings {
             cors_origins: self.cors_origins.clone(),
             trusted_proxies: self.trusted_proxies.clone(),
             has_ops_listener: self.ops_listen.is_some(),
+            notice_thresholds: self.notices.thresholds.clone(),
             // A wait that the engine would cut short helps nobody.
             refill_wait: self.engine.park_timeout * 3 / 4,
             ..ApiConfig::default()
@@ -151,6 +155,8 @@ impl Settings {
             token_default_life: self.token_default_life,
             token_longest_life: self.token_longest_life,
             signing_key_life: self.signing_key_life,
+            notice_thresholds: self.notices.thresholds.clone(),
+            has_notice_receiver: self.notices.webhook.is_some(),
             ..GovernanceConfig::default()
         }
     }
@@ -223,8 +229,10 @@ pub fn resolve(
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
     let at = Place { text };
-    let RawConfig { server, store, engine, memory, cpu, keys, tiers, identity, tokens, hub, log, traces, oidc, models } =
-        raw;
+    let (cpu, notices) = (raw.cpu.clone(), raw.notices.clone());
+    let RawConfig {
+        server, store, engine, memory, keys, tiers, identity, tokens, hub, log, traces, oidc, models, ..
+    } = raw;
     let listen = overrides.listen.or(server.listen).unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8080)));
     if server.ops_listen == Some(listen) && listen.port() != 0 {
         return Err(at.wrong("server", 0, "ops_listen", "it is the same address as `server.listen`"));
@@ -280,6 +288,7 @@ pub fn resolve(
         token_default_life,
         token_longest_life,
         signing_key_life,
+        notices: notices::resolve(&at, notices, environment)?,
         hub: HubSettings {
             endpoint: hub.endpoint.or_else(|| environment.hub_endpoint.clone()),
             home: hub.home.or_else(|| environment.hub_home.clone()).or_else(|| default_hub_home(environment)),
@@ -602,6 +611,9 @@ mod tests {
             ("[engine]\nstep_tokens = 1\n", "`engine.step_tokens` (line 2)"),
             ("[tiers]\ninstance = \"A_b\"\n", "`tiers.instance` (line 2)"),
             ("[tiers]\npoll = \"1ms\"\n", "`tiers.poll` (line 2)"),
+            ("[notices]\nthresholds = [0]\n", "`notices.thresholds` (line 2)"),
+            ("[notices]\nwebhook_url = \"ftp://a\"\n", "`notices.webhook_url` (line 2)"),
+            ("[notices]\nwebhook_url = \"https://a\"\n", "MILLGATE_WEBHOOK_SECRET"),
             ("[tiers]\nnew_limits = []\n", "`tiers.new_limits` (line 2)"),
             ("[tiers]\nnew_limits = [\"5 bananas / 1m\"]\n", "`tiers.new_limits` (line 2)"),
             ("[tokens]\nlongest_life = \"25h\"\n", "`tokens.longest_life` (line 2)"),

@@ -6,10 +6,11 @@ use millgate_models::KvDtypeChoice;
 
 use crate::telemetry::LogFormat;
 
+use super::notices::SecretSource;
 use super::oidc::effective_provider;
 use super::raw::{
     All, RawConfig, RawCpu, RawEngine, RawHub, RawIdentity, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory,
-    RawModel, RawServer, RawStore, RawTierRules, RawTiers, RawTokens, RawTraces,
+    RawModel, RawNotices, RawServer, RawStore, RawTierRules, RawTiers, RawTokens, RawTraces,
 };
 use super::resolve::{ModelSettings, Settings};
 use super::units::Span;
@@ -19,7 +20,15 @@ use super::units::Span;
 pub fn show(settings: &Settings) -> String {
     let raw = effective(settings);
     let mut text = toml::to_string(&raw).expect("the raw configuration holds only what TOML can");
-    for (name, secret) in [("MILLGATE_ADMIN_KEY", &settings.admin_key), ("HF_TOKEN", &settings.hub.token)] {
+    let webhook = settings.notices.webhook.as_ref().and_then(|webhook| match &webhook.secret {
+        SecretSource::Given(secret) => Some(secret.clone()),
+        SecretSource::File(_) => None,
+    });
+    for (name, secret) in [
+        ("MILLGATE_WEBHOOK_SECRET", &webhook),
+        ("MILLGATE_ADMIN_KEY", &settings.admin_key),
+        ("HF_TOKEN", &settings.hub.token),
+    ] {
         let state = secret.as_ref().map_or("not set", |_| "***");
         let _ = write!(text, "\n# {name}: {state}");
     }
@@ -78,6 +87,11 @@ fn effective(settings: &Settings) -> RawConfig {
             default_life: Some(Span(settings.token_default_life)),
             longest_life: Some(Span(settings.token_longest_life)),
             rotate_every: Some(Span(settings.signing_key_life)),
+        },
+        notices: RawNotices {
+            thresholds: Some(settings.notices.thresholds.clone()),
+            webhook_url: settings.notices.webhook.as_ref().map(|webhook| webhook.url.clone()),
+            webhook_secret_file: settings.notices.secret_file.clone(),
         },
         hub: RawHub { endpoint: settings.hub.endpoint.clone(), home: settings.hub.home.clone() },
         log: RawLog {

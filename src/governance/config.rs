@@ -69,6 +69,10 @@ pub struct Config {
     pub oidc: Vec<OidcIssuer>,
     /// Limits of a tier that a ConfigMap brings for the first time. Default: those of the tier `free`.
     pub new_tier_limits: Vec<Limit>,
+    /// Percents of a quota whose reaching is told, sorted. Default: 50, 80, 95.
+    pub notice_thresholds: Vec<u8>,
+    /// True when somebody is sent notices; they are then kept until they are delivered.
+    pub has_notice_receiver: bool,
 }
 
 impl Default for Config {
@@ -92,6 +96,8 @@ impl Default for Config {
             groups_max_age: Duration::from_secs(7 * DAY),
             oidc: Vec::new(),
             new_tier_limits: tiers::free_limits(),
+            notice_thresholds: vec![50, 80, 95],
+            has_notice_receiver: false,
         }
     }
 }

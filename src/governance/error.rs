@@ -38,6 +38,8 @@ pub struct LimitStanding {
     pub mode: Mode,
     /// For which model alone.
     pub model: Option<Arc<str>>,
+    /// True for quotas, whose thresholds are noticed: calendar periods, and money in any window.
+    pub is_quota: bool,
     /// How much passes.
     pub amount: u64,
     /// Settled usage that counts.
@@ -50,6 +52,15 @@ pub struct LimitStanding {
     pub reset_after: Duration,
     /// The same as a moment: microseconds since the Unix epoch.
     pub reset_at_us: i64,
+}
+
+impl LimitStanding {
+    /// The highest of `thresholds`, in percent of the amount, that what is used has reached; quotas only.
+    pub fn notice(&self, thresholds: &[u8]) -> Option<u8> {
+        let used = u128::from(self.used) * 100;
+        let is_reached = |percent: &u8| used >= u128::from(self.amount) * u128::from(*percent);
+        thresholds.iter().copied().filter(is_reached).max().filter(|_| self.is_quota)
+    }
 }
 
 /// A limit said no.

@@ -16,6 +16,7 @@ use super::edge::FailureGuard;
 use super::error::{AuthFailure, Denied, LimitStanding, Refusal, StandingError, StartError};
 use super::identity::Identities;
 use super::keys::{Credential, Presented};
+use super::notices::Notices;
 use super::oidc::{Documents, NoDocuments, OidcIssuer, Provider};
 use super::permit::{Ask, Permit};
 use super::policy::{Largest, Principal};
@@ -44,12 +45,13 @@ pub(super) struct Core {
     pub(super) watched: Watched,
     pub(super) refusals: Refusals,
     pub(super) meter: Meter,
+    pub(super) notices: Notices,
     /// What the roll-ups had when this process started.
     totals_at_start: OnceLock<Sums>,
     /// Replays read much; one runs at a time.
     pub(super) replays: Semaphore,
     edge: FailureGuard,
-    tasks: TaskTracker,
+    pub(super) tasks: TaskTracker,
     stop: CancellationToken,
     pub(super) stop_settler: CancellationToken,
 }
@@ -225,6 +227,7 @@ impl Core {
             watched: Watched::default(),
             refusals: Refusals::default(),
             meter: Meter::default(),
+            notices: Notices::default(),
             totals_at_start: OnceLock::new(),
             replays: Semaphore::new(1),
             tasks: TaskTracker::new(),

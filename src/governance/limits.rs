@@ -255,6 +255,11 @@ impl Limit {
         self.window.to_string()
     }
 
+    /// True for a quota: an amount for a calendar period, or of money.
+    pub fn is_quota(&self) -> bool {
+        self.resource == Resource::Cost || matches!(self.window, Window::Calendar(..))
+    }
+
     /// True when both would count on the same counter.
     pub fn same_counter(&self, other: &Self) -> bool {
         let same_window = match (&self.window, &other.window) {

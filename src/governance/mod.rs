@@ -17,6 +17,7 @@ mod governor;
 mod identity;
 pub mod keys;
 pub mod limits;
+pub mod notices;
 mod oidc;
 mod permit;
 #[cfg(test)]

@@ -248,7 +248,9 @@ impl Permit {
         let receipt = Receipt::new(id, row.usage, self.core.clone());
         let core = &self.core;
         let commit = core.meter.finish(row, usage, |row| core.records.submit(JournalEntry::Close(row)));
-        self.open = None;
+        if let Some(open) = self.open.take() {
+            self.core.notice(&self.plan, &open.request).await;
+        }
         commit.await.map(|()| receipt)
     }
 
@@ -312,7 +314,7 @@ impl Drop for Permit {
             if !open.is_settling {
                 self.core.meter.begin();
             }
-            self.core.settler.enqueue(Unsettled::Row { row, reported: usage });
+            self.core.settler.enqueue(Unsettled::Row { row, reported: usage, plan: self.plan.clone() });
         }
     }
 }

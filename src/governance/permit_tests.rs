@@ -21,7 +21,7 @@ use super::limits::Limit;
 use super::permit::{Ask, Permit};
 use super::policy::Principal;
 use super::ports::{
-    Bill, Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, LimiterTotals, Need,
+    Bill, Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, LimiterTotals, Need, Notice,
     PolicyTables, Records, Reserved, Restored, RollUpDifference, RowRange, StoreError, SubjectSum, Sums, UsageQuery,
     UsageSum,
 };
@@ -344,6 +344,14 @@ impl Records for Disk {
     }
 
     async fn totals(&self) -> Result<Sums, StoreError> {
+        unused()
+    }
+
+    async fn due_notices(&self, _: i64, _: u32) -> Result<Vec<Notice>, StoreError> {
+        unused()
+    }
+
+    async fn notices(&self, _: Option<(i64, Uuid)>, _: u32) -> Result<Vec<Notice>, StoreError> {
         unused()
     }
 

@@ -10,6 +10,7 @@ use super::audit::Author;
 use super::calendar;
 use super::error::{Denied, LimitStanding};
 use super::limits::{Limit, Mode, Resource, Scope, Window};
+use super::notices;
 use super::ports::{Charge, Count, CounterKey, PolicyTables, Refusing, Retry};
 use super::pricing::{PriceList, PriceRecord};
 use super::records::{KeyId, KeyRecord, TierRecord, UserId};
@@ -263,6 +264,20 @@ impl Plan {
         self.marks.iter().map(|mark| mark.standing(counts[mark.charge], now_us)).collect()
     }
 
+    /// True when a quota is among the limits.
+    pub(super) fn has_quotas(&self) -> bool {
+        self.marks.iter().any(|mark| notices::is_quota(&mark.named.limit))
+    }
+
+    /// Each quota with its name, its charge and its count.
+    pub(super) fn quotas<'a>(
+        &'a self,
+        counts: &'a [Count],
+    ) -> impl Iterator<Item = (&'a Limit, &'a str, &'a Charge, Count)> {
+        let quotas = self.marks.iter().filter(|mark| notices::is_quota(&mark.named.limit));
+        quotas.map(|mark| (&mark.named.limit, &*mark.named.name, &self.charges[mark.charge], counts[mark.charge]))
+    }
+
     /// True when a soft limit is exceeded.
     pub(super) fn is_over_soft(&self, counts: &[Count]) -> bool {
         self.marks.iter().any(|mark| {
@@ -345,6 +360,7 @@ impl Mark {
             scope: limit.scope,
             mode: limit.mode,
             model: limit.model.clone(),
+            is_quota: limit.is_quota(),
             amount: limit.amount,
             used: count.used,
             held: count.held,

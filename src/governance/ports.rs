@@ -16,6 +16,7 @@ use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
 use super::clock::Clock;
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
+pub use super::notices::{Notice, NoticeOutcome};
 use super::pricing::{Price, PriceList, PriceRecord};
 pub use super::reconcile::{RollUpDifference, Sums};
 pub use super::records::{Bill, Extent};
@@ -186,6 +187,10 @@ pub enum JournalEntry {
     Close(LedgerRecord),
     /// So many requests were refused since the last time.
     Refused(Vec<RefusalCount>),
+    /// A threshold was reached; kept if it is the first of its id.
+    Notice(Notice),
+    /// A notice was sent, or could not be.
+    Told(NoticeOutcome),
 }
 
 /// Resolves when the journal entry is on the disk.
@@ -294,6 +299,12 @@ pub trait Records: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError::TooMany`] when it would have more lines than [`LINES_MAX`](super::usage::LINES_MAX).
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError>;
+
+    /// Notices whose next attempt is due, the oldest first.
+    async fn due_notices(&self, now_us: i64, limit: u32) -> Result<Vec<Notice>, StoreError>;
+
+    /// Notices, newest first, before that one.
+    async fn notices(&self, before: Option<(i64, Uuid)>, limit: u32) -> Result<Vec<Notice>, StoreError>;
 
     /// One ledger row.
     async fn ledger_row(&self, id: Uuid) -> Result<Option<LedgerRecord>, StoreError>;

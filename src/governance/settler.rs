@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::governor::Core;
+use super::policy::Plan;
 use super::ports::{Commit, Counters, JournalEntry};
 use super::records::{Bill, LedgerRecord, Usage};
 
@@ -21,6 +22,8 @@ pub(super) enum Unsettled {
         row: Box<LedgerRecord>,
         /// What was last reported as used, charged or not.
         reported: Usage,
+        /// The limits it was charged on.
+        plan: Arc<Plan>,
     },
     /// Answers when everything before it is settled and on the disk.
     Flush(oneshot::Sender<()>),
@@ -72,9 +75,11 @@ pub(super) async fn run(mut queue: mpsc::UnboundedReceiver<Unsettled>, core: Arc
                 settle(&core.counters, id, Bill { requests: 1, ..Bill::default() }).await;
                 core.meter.abandoned();
             }
-            Some(Unsettled::Row { row, reported }) => {
+            Some(Unsettled::Row { row, reported, plan }) => {
                 settle(&core.counters, row.request.id, row.bill()).await;
+                let request = row.request.clone();
                 written.push(core.meter.finish(*row, reported, |row| core.records.submit(JournalEntry::Close(row))));
+                core.notice(&plan, &request).await;
             }
             Some(Unsettled::Flush(done)) => {
                 wait(&mut written).await;

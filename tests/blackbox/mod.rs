@@ -4,6 +4,7 @@ mod burst;
 mod fairness;
 mod holds;
 mod limits;
+mod notices;
 mod oidc;
 mod smoke;
 mod tiers;

@@ -33,13 +33,13 @@ pub(crate) async fn me(
         "tier": tier,
         "tier_display_name": display_name,
         "is_admin": me.is_admin,
-        "limits": me.limits.iter().map(standing_view).collect::<Vec<_>>(),
+        "limits": me.limits.iter().map(|limit| standing_view(limit, &api.config.notice_thresholds)).collect::<Vec<_>>(),
         "models": me.models,
     });
     Ok(json_response(StatusCode::OK, &body))
 }
 
-fn standing_view(standing: &LimitStanding) -> Value {
+fn standing_view(standing: &LimitStanding, thresholds: &[u8]) -> Value {
     let (seconds, rest) = (standing.reset_at_us.div_euclid(1_000_000), standing.reset_at_us.rem_euclid(1_000_000));
     json!({
         "limit": &*standing.limit,
@@ -52,6 +52,7 @@ fn standing_view(standing: &LimitStanding) -> Value {
         "used": figure(standing.resource, standing.used),
         "held": figure(standing.resource, standing.held),
         "remaining": figure(standing.resource, standing.remaining),
+        "notice": standing.notice(thresholds),
         "reset": seconds + i64::from(rest > 0),
         "reset_after_ms": retry_after_ms(standing.reset_after),
     })

@@ -4,6 +4,7 @@ pub(super) mod keys;
 pub(super) mod model_life;
 mod model_view;
 pub(super) mod models;
+pub(super) mod notices;
 pub(super) mod prices;
 pub(super) mod tier_apply;
 pub(super) mod tiers;
@@ -15,6 +16,7 @@ pub(crate) use keys::{create_key_for, get_any_key, list_all_keys, revoke_any_key
 pub(crate) use model_life::{create_model, delete_model, load_model, unload_model};
 pub(crate) use model_view::standing;
 pub(crate) use models::{get_model, list_models, put_model};
+pub(crate) use notices::list_notices;
 pub(crate) use prices::{list_prices, put_prices};
 pub(crate) use tier_apply::apply_tiers;
 pub(crate) use tiers::{create_tier, delete_tier, get_tier, list_tiers, put_tier};

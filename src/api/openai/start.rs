@@ -220,7 +220,7 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
         error
     })?;
     api.metrics.tenant_admitted(&tenant, &plan.model.name);
-    let headers = standing_headers(permit.standing(), api.now());
+    let headers = standing_headers(permit.standing(), &api.config.notice_thresholds, api.now());
     let submitted = Instant::now();
     let mut trace = api.tracer.begin(traced(&caller, &plan));
     if let Some(trace) = &mut trace {

@@ -110,6 +110,9 @@ pub(crate) struct Standing {
     /// Reserved by requests in flight.
     held: Amount,
     remaining: Amount,
+    /// The highest threshold of a quota that is reached, in percent.
+    #[schema(required)]
+    notice: Option<u8>,
     /// When it is whole again, in seconds since the Unix epoch.
     reset: i64,
     reset_after_ms: u64,

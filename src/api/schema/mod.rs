@@ -3,6 +3,7 @@ mod account;
 mod admin;
 mod audit;
 mod models;
+mod notices;
 mod openai;
 mod operations;
 mod reconciliation;
@@ -17,6 +18,7 @@ pub(crate) use admin::{
 };
 pub(crate) use audit::{AuditRow, AuditVerdict};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
+pub(crate) use notices::Notice;
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
 pub(crate) use operations::{Health, HealthDetails};
 pub(crate) use reconciliation::Reconciliation;

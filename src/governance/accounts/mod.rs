@@ -8,6 +8,7 @@ mod commit;
 mod keys;
 mod me;
 mod models;
+mod notices;
 mod prices;
 mod replay;
 mod tier_apply;

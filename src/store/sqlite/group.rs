@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use crate::governance::attribution::Attribution;
-use crate::governance::ports::{Extent, JournalEntry, RefusalCount};
+use crate::governance::ports::{Extent, JournalEntry, Notice, NoticeOutcome, RefusalCount};
 use crate::governance::records::{LedgerRecord, ReservationRecord, Usage};
 
 /// What one transaction writes.
@@ -16,6 +16,8 @@ pub(super) struct Group {
     pub(super) progress: HashMap<Uuid, Usage>,
     pub(super) closes: Vec<LedgerRecord>,
     pub(super) refusals: Vec<RefusalCount>,
+    pub(super) notices: Vec<Notice>,
+    pub(super) told: Vec<NoticeOutcome>,
 }
 
 impl Group {
@@ -45,6 +47,8 @@ impl Group {
                 self.closes.push(row);
             }
             JournalEntry::Refused(counts) => self.refusals.extend(counts),
+            JournalEntry::Notice(notice) => self.notices.push(notice),
+            JournalEntry::Told(outcome) => self.told.push(outcome),
         }
     }
 
@@ -57,7 +61,9 @@ impl Group {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.opens.is_empty()
+        self.notices.is_empty()
+            && self.told.is_empty()
+            && self.opens.is_empty()
             && self.extents.is_empty()
             && self.progress.is_empty()
             && self.closes.is_empty()

@@ -7,6 +7,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use uuid::Uuid;
 
 use super::group::Group;
+use super::notices;
 use super::roll_ups;
 use super::rows::{to_i64, to_json};
 use crate::governance::attribution::Attribution;
@@ -122,6 +123,7 @@ async fn write_rows(connection: &mut SqliteConnection, group: &Group) -> Result<
     for chunk in chunks(&group.closes) {
         inserted.extend(close(connection, chunk).await?);
     }
+    notices::write(connection, &group.notices, &group.told).await?;
     let charged = group.closes.iter().filter(|row| inserted.contains(&row.request.id));
     roll_ups::write(connection, charged, &group.refusals).await
 }

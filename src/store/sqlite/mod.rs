@@ -5,6 +5,7 @@ mod books;
 mod group;
 mod journal;
 mod ledger;
+mod notices;
 mod open;
 mod policy;
 mod reader;

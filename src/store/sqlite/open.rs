@@ -106,6 +106,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "audit", include_str!("../migrations/0002_audit.sql")),
     (4, "money", include_str!("../migrations/0004_money.sql")),
     (5, "tokens", include_str!("../migrations/0005_tokens.sql")),
+    (7, "notices", include_str!("../migrations/0007_notices.sql")),
 ];
 
 fn migrations() -> Migrator {

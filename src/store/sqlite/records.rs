@@ -4,12 +4,12 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::open::SqliteRecords;
-use super::{audit, books, ledger, policy, signing_keys, usage};
+use super::{audit, books, ledger, notices, policy, signing_keys, usage};
 use crate::governance::Limit;
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{
-    Commit, Edit, JournalEntry, KeyFilter, PolicyTables, Records, RollUpDifference, RowRange, StoreError, SubjectSum,
-    Sums, UsageQuery, UsageSum,
+    Commit, Edit, JournalEntry, KeyFilter, Notice, PolicyTables, Records, RollUpDifference, RowRange, StoreError,
+    SubjectSum, Sums, UsageQuery, UsageSum,
 };
 use crate::governance::records::{
     KeyId, KeyRecord, LedgerRecord, ReservationRecord, SigningKeyRecord, UserId, UserRecord,
@@ -115,6 +115,14 @@ impl Records for SqliteRecords {
 
     async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
         usage::report(&self.pool, query).await
+    }
+
+    async fn due_notices(&self, now_us: i64, limit: u32) -> Result<Vec<Notice>, StoreError> {
+        notices::due(&self.pool, now_us, limit).await
+    }
+
+    async fn notices(&self, before: Option<(i64, Uuid)>, limit: u32) -> Result<Vec<Notice>, StoreError> {
+        notices::list(&self.pool, before, limit).await
     }
 
     async fn ledger_row(&self, id: Uuid) -> Result<Option<LedgerRecord>, StoreError> {
