@@ -50,6 +50,12 @@ fn every_command_explains_itself_with_an_example() {
     }
     for command in [
         ["key", "create"],
+        ["key", "list"],
+        ["key", "show"],
+        ["key", "update"],
+        ["key", "rotate"],
+        ["key", "revoke"],
+        ["key", "bulk-revoke"],
         ["tier", "apply"],
         ["tier", "simulate"],
         ["user", "create"],

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use millgate::governance::calendar;
 use millgate::governance::limits::{Limit, Window};
 use millgate::governance::ports::{
-    Bill, Change, Charge, CounterKey, Counters, Edit, Extent, JournalEntry, KeyFilter, Need, Records, Reserved,
-    Restored, Retry, StoreError, UsageGroup, UsageQuery,
+    Bill, Change, Charge, CounterKey, Counters, Edit, Extent, JournalEntry, KeyCursor, KeyFilter, KeySort, Need,
+    Records, Reserved, Restored, Retry, StoreError, UsageGroup, UsageQuery,
 };
 use millgate::governance::pricing::Price;
 use millgate::governance::records::{
-    KeyRecord, LOCAL_ISSUER, LedgerRecord, Membership, MembershipSource, RequestRecord, ReservationRecord, UserRecord,
+    KeyRecord, LOCAL_ISSUER, LedgerRecord, Membership, MembershipSource, PreviousSecret, RequestRecord,
+    ReservationRecord, SetBy, UserRecord,
 };
 use millgate::governance::{Author, ManualClock, Status, Usage, UserId, keys, tiers};
 use millgate::store::{Config, MemoryCounters, SqliteRecords};
@@ -43,13 +44,16 @@ fn key(user: &UserRecord, created_at_us: i64) -> KeyRecord {
     KeyRecord {
         id: fresh.id,
         digest: fresh.digest,
+        previous: Some(PreviousSecret { digest: [7; 32], until_us: 9 }),
         user: user.id,
         name: "k".into(),
         description: Some("d".into()),
         labels: [("team".to_owned(), "é\"x".to_owned())].into(),
         models: Some(vec!["m".into()]),
         limits: vec!["5 tokens / day Europe/Paris per key soft".parse().expect("a limit")],
+        terms_by: SetBy::Administrator,
         parent: None,
+        is_ephemeral: false,
         is_bootstrap: false,
         created_at_us,
         expires_at_us: Some(100),
@@ -105,9 +109,14 @@ async fn keeps_what_it_is_given(records: &dyn Records) {
     assert_eq!(records.groups(None, 10).await.expect("groups"), ["g"]);
     assert!(records.is_group_known("g").await.expect("known") && !records.is_group_known("h").await.expect("known"));
     assert!(records.groups(Some("g"), 10).await.expect("groups").is_empty());
-    let page = |after| KeyFilter { user: Some(ann.id), after, limit: 1 };
+    let page = |after: Option<&KeyRecord>| KeyFilter {
+        user: Some(ann.id),
+        after: after.map(|key| KeyCursor::at(key, KeySort::CreatedAt)),
+        limit: 1,
+        ..KeyFilter::default()
+    };
     assert_eq!(records.keys(&page(None)).await.expect("keys"), std::slice::from_ref(&second));
-    assert_eq!(records.keys(&page(Some(second.id.clone()))).await.expect("keys"), std::slice::from_ref(&first));
+    assert_eq!(records.keys(&page(Some(&second))).await.expect("keys"), std::slice::from_ref(&first));
     assert_eq!(records.live_keys(ann.id, 99).await.expect("count"), 2);
     assert_eq!(records.live_keys(ann.id, 100).await.expect("count"), 0, "expiry is exclusive");
     records.touch_keys(vec![(first.id.clone(), 42)]).await.expect("touched");

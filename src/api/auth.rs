@@ -88,6 +88,11 @@ async fn authenticate(api: &Api, presented: Result<Presented, ApiError>) -> Resu
 
 /// The credential as the client sent it; no other header says who somebody is.
 fn credential(headers: &HeaderMap) -> Result<&str, ApiError> {
+    let is_repeated = |name: &str| headers.get_all(name).iter().nth(1).is_some();
+    if is_repeated("authorization") || is_repeated("x-api-key") {
+        // Proxies differ in which of them they pass on; guessing would let two readers see two callers.
+        return Err(ApiError::unauthenticated("there is more than one credential header of a kind"));
+    }
     if let Some(value) = headers.get(header::AUTHORIZATION) {
         let text =
             value.to_str().map_err(|_| ApiError::unauthenticated("the Authorization header is not plain text"))?;
@@ -127,5 +132,8 @@ mod tests {
         {
             assert_eq!(credential(&headers(pairs)).unwrap_err().status(), 401);
         }
+        let mut twice = headers(&[("authorization", "Bearer a")]);
+        twice.append("authorization", "Bearer b".parse().unwrap());
+        assert_eq!(credential(&twice).unwrap_err().status(), 401);
     }
 }

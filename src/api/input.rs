@@ -38,7 +38,20 @@ pub(crate) fn take_limits(body: &mut Fields, field: &str) -> Result<Option<Vec<L
     items.into_iter().enumerate().map(limit).collect::<Result<_, _>>().map(Some)
 }
 
-/// RFC 3339 or seconds since the Unix epoch, as microseconds.
+/// Takes a moment: RFC 3339 or seconds since the Unix epoch, in microseconds.
+pub(crate) fn take_moment(body: &mut Fields, field: &str) -> Result<Option<i64>, ApiError> {
+    let moment = match body.take(field) {
+        None => return Ok(None),
+        Some(Value::String(text)) => parse_moment(&text),
+        Some(Value::Number(number)) => parse_moment(&number.to_string()),
+        Some(_) => None,
+    };
+    moment.map(Some).ok_or_else(|| body.complain(field, A_MOMENT))
+}
+
+const A_MOMENT: &str = "must be a moment like `2026-11-23T05:16:07Z`, or seconds since 1970";
+
+/// RFC 3339 or seconds since the Unix epoch, in microseconds.
 pub(crate) fn parse_moment(text: &str) -> Option<i64> {
     let seconds = || text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
     text.parse().ok().or_else(seconds).map(Timestamp::as_microsecond)
@@ -91,27 +104,26 @@ impl Query {
         Some(self.0.remove(index).1)
     }
 
+    /// Takes a parameter as often as it is there.
+    pub(crate) fn take_each(&mut self, name: &str) -> Vec<String> {
+        std::iter::from_fn(|| self.take(name)).collect()
+    }
+
+    /// Takes a moment: RFC 3339 or seconds since the Unix epoch, in microseconds.
+    pub(crate) fn take_moment(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
+        let Some(text) = self.take(name) else { return Ok(None) };
+        match parse_moment(&text) {
+            Some(us) => Ok(Some(us)),
+            None => Err(ApiError::invalid(Some(name), format!("`{name}` {A_MOMENT}"))),
+        }
+    }
+
     /// Takes a switch.
     pub(crate) fn take_switch(&mut self, name: &str) -> Result<bool, ApiError> {
         match self.take(name).as_deref() {
             None | Some("false") => Ok(false),
             Some("true") => Ok(true),
             Some(_) => Err(ApiError::invalid(Some(name), format!("`{name}` must be true or false"))),
-        }
-    }
-
-    /// Takes a moment: epoch seconds, or RFC 3339.
-    ///
-    /// # Units
-    /// Microseconds since the Unix epoch.
-    pub(crate) fn take_moment(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
-        let Some(text) = self.take(name) else { return Ok(None) };
-        match parse_moment(&text) {
-            Some(moment_us) => Ok(Some(moment_us)),
-            None => {
-                let message = format!("`{name}` must be a moment like 2026-11-23T05:16:07Z, or epoch seconds");
-                Err(ApiError::invalid(Some(name), message))
-            }
         }
     }
 

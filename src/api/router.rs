@@ -97,10 +97,13 @@ fn account_routes() -> Vec<Route> {
         post("/v1/api-keys", Caller, account::create_key),
         get("/v1/api-keys", Caller, account::list_keys),
         get("/v1/api-keys/{id}", Caller, account::get_key),
+        route(Method::PATCH, "/v1/api-keys/{id}", Caller, account::patch_key),
         delete("/v1/api-keys/{id}", Caller, account::revoke_key),
         post("/v1/tokens", Caller, account::create_token),
         delete("/v1/tokens", Caller, account::revoke_tokens),
         get("/.well-known/jwks.json", Access::Open, account::jwks),
+        post("/v1/api-keys/{id}/rotate", Caller, account::rotate_key),
+        post("/v1/api-keys/bulk-revoke", Caller, account::bulk_revoke),
         get("/v1/me", Caller, account::me),
         get("/v1/usage", Caller, usage::own_usage),
         post("/v1/tiers/lookup", Caller, account::lookup_tier),
@@ -139,6 +142,7 @@ fn administration() -> Vec<Route> {
         get("/admin/v1/api-keys", Admin, admin::list_all_keys),
         post("/admin/v1/api-keys", Admin, admin::create_key_for),
         get("/admin/v1/api-keys/{id}", Admin, admin::get_any_key),
+        route(Method::PATCH, "/admin/v1/api-keys/{id}", Admin, admin::patch_any_key),
         delete("/admin/v1/api-keys/{id}", Admin, admin::revoke_any_key),
         get("/admin/v1/prices", Admin, admin::list_prices),
         put("/admin/v1/prices", Admin, admin::put_prices),
@@ -148,6 +152,8 @@ fn administration() -> Vec<Route> {
         post("/admin/v1/tier-simulations", Admin, simulation::simulate_tiers),
         get("/v1/organization/usage/completions", Admin, usage::completions),
         get("/v1/organization/costs", Admin, usage::costs),
+        post("/admin/v1/api-keys/{id}/rotate", Admin, admin::rotate_any_key),
+        post("/admin/v1/api-keys/bulk-revoke", Admin, admin::bulk_revoke_any),
     ]
 }
 
@@ -155,11 +161,9 @@ fn administration() -> Vec<Route> {
 fn later() -> Vec<Route> {
     use Access::{Admin, Caller};
     let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
-    let own = ["/v1/api-keys/{id}/rotate", "/v1/api-keys/bulk-revoke"];
     let admin_gets = ["/admin/v1/config"];
-    let mut routes =
-        vec![route(Method::PATCH, "/v1/api-keys/{id}", Caller, not_yet), put("/admin/v1/config", Admin, not_yet)];
-    routes.extend(post_only.iter().chain(&own).map(|path| post(path, Caller, not_yet)));
+    let mut routes = vec![put("/admin/v1/config", Admin, not_yet)];
+    routes.extend(post_only.iter().map(|path| post(path, Caller, not_yet)));
     routes.extend(admin_gets.iter().map(|path| get(path, Admin, not_yet)));
     routes.into_iter().map(|route| Route { is_supported: false, ..route }).collect()
 }

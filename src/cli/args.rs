@@ -9,6 +9,7 @@ use super::money_args::{PriceCommand, UsageArgs};
 use super::reconcile_args::ReconcileArgs;
 use super::simulate_args::SimulateArgs;
 
+use super::key_args::KeyCommand;
 pub(super) use super::model_args::{ModelCommand, ModelCreateArgs, ModelListArgs, ModelNameArgs, ModelSourceArgs};
 use crate::governance::audit::Head;
 
@@ -41,7 +42,7 @@ pub enum Command {
     Chat(ChatArgs),
     /// Measure a running server: time to first token, time between tokens, tokens per second
     Bench(BenchArgs),
-    /// Create, list and revoke API keys
+    /// Create, find, change, renew and revoke API keys
     #[command(subcommand)]
     Key(KeyCommand),
     /// Make and end short-lived tokens, and look after the keys that sign them
@@ -171,75 +172,6 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Print the result as JSON
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub remote: Remote,
-}
-
-/// `key ...`.
-#[derive(Debug, Subcommand)]
-pub enum KeyCommand {
-    /// Create a key; it is shown once
-    #[command(after_help = "\
-Examples:
-  millgate key create --name laptop                          a key for yourself
-  millgate key create --name ci --user alice --expires 30d   an administrator creates one for alice
-  millgate key create --admin                                lost the administrator's key: run this on the stopped server")]
-    Create(KeyCreateArgs),
-    /// List keys
-    List(KeyListArgs),
-    /// Revoke a key, effective on the next request
-    Revoke(KeyRevokeArgs),
-}
-
-/// Options of `key create`.
-#[derive(Debug, Args)]
-pub struct KeyCreateArgs {
-    /// What the key is for
-    #[arg(long, default_value = "command line")]
-    pub name: String,
-    /// Whose key (administrators only) [default: yours]
-    #[arg(long, value_name = "USER")]
-    pub user: Option<String>,
-    /// When it ends: 12h, 30d
-    #[arg(long, value_name = "DURATION")]
-    pub expires: Option<String>,
-    /// Make a new key for the administrator, on the stopped server's data directory
-    #[arg(long, conflicts_with_all = ["user", "key", "url"])]
-    pub admin: bool,
-    /// The data directory, with --admin [default: millgate-data]
-    #[arg(long, value_name = "FOLDER", requires = "admin")]
-    pub data_dir: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub remote: Remote,
-}
-
-/// Options of `key list`.
-#[derive(Debug, Args)]
-pub struct KeyListArgs {
-    /// Everybody's keys (administrators only)
-    #[arg(long)]
-    pub all: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    #[command(flatten)]
-    pub remote: Remote,
-}
-
-/// Options of `key revoke`.
-#[derive(Debug, Args)]
-pub struct KeyRevokeArgs {
-    /// The key's id, as `key list` shows it
-    pub id: String,
-    /// Somebody else's key (administrators only)
-    #[arg(long)]
-    pub all: bool,
-    /// Print JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

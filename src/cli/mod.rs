@@ -10,6 +10,7 @@ mod client;
 mod config_command;
 mod fail;
 mod key;
+mod key_args;
 mod model;
 mod model_args;
 mod model_life;

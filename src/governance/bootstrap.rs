@@ -8,7 +8,7 @@ use super::error::StartError;
 use super::keys::{self, BOOTSTRAP_ID, BOOTSTRAP_MIN};
 use super::policy::ADMINS;
 use super::ports::{Change, Edit, Records, StoreError};
-use super::records::{KeyId, KeyRecord, LOCAL_ISSUER, Membership, MembershipSource, UserId, UserRecord};
+use super::records::{KeyId, KeyRecord, LOCAL_ISSUER, Membership, MembershipSource, SetBy, UserId, UserRecord};
 use super::tiers;
 
 /// The name of the first administrator.
@@ -134,13 +134,16 @@ fn bootstrap_key(user: &UserRecord, id: KeyId, digest: [u8; 32], now_us: i64) ->
     KeyRecord {
         id,
         digest,
+        previous: None,
         user: user.id,
         name: "bootstrap".into(),
         description: Some("the administrator's first key".into()),
         labels: Default::default(),
         models: None,
         limits: Vec::new(),
+        terms_by: SetBy::Owner,
         parent: None,
+        is_ephemeral: false,
         is_bootstrap: true,
         created_at_us: now_us,
         expires_at_us: None,

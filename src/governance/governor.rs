@@ -270,27 +270,52 @@ impl Core {
     }
 }
 
-/// Follows the policy version of the store, writes "last used" now and then, forgets quiet sources.
+/// How long an ephemeral key that is over stays in lists.
+const EPHEMERAL_KEPT: Duration = Duration::from_secs(30 * 60);
+/// How long one stays that counts on limits of keys: longer than any calendar period, so that after a restart what it used
+/// still counts on them.
+const LIMITED_KEPT: Duration = Duration::from_secs(63 * 86_400);
+
+/// Follows the policy version of the store and tells running requests about it, writes "last used" now and then, forgets
+/// quiet sources and ephemeral keys that are over.
 async fn watch(core: Arc<Core>) {
-    let mut next_used_us = core.clock.steady_us() + micros(core.config.last_used_every);
+    let mut next_chores_us = core.clock.steady_us() + micros(core.config.last_used_every);
+    let mut poll = tokio::time::interval(core.config.policy_poll.max(Duration::from_millis(1)));
+    poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = core.stop.cancelled() => break,
-            () = tokio::time::sleep(core.config.policy_poll.max(Duration::from_millis(1))) => {}
+            () = core.identities.version_grown() => {}
+            _ = poll.tick() => {
+                core.follow_version().await;
+            }
         }
-        core.follow_version().await;
+        if let Err(error) = core.identities.publish(core.records.as_ref()).await {
+            tracing::warn!(%error, "cannot read the policy that running requests must follow");
+        }
         if !core.refusals.is_empty() {
             core.refusals.flush(core.records.as_ref()).await;
         }
         let now_us = core.clock.steady_us();
-        if now_us >= next_used_us {
-            next_used_us = now_us + micros(core.config.last_used_every);
+        if now_us >= next_chores_us {
+            next_chores_us = now_us + micros(core.config.last_used_every);
             write_last_used(&core).await;
             Governor(core.clone()).tend_signing_keys().await;
+            forget_ephemeral_keys(&core).await;
             core.edge.forget_quiet();
         }
     }
     write_last_used(&core).await;
+}
+
+async fn forget_ephemeral_keys(core: &Core) {
+    let now_us = core.clock.now_us();
+    let (plain_us, limited_us) = (now_us - micros(EPHEMERAL_KEPT), now_us - micros(LIMITED_KEPT));
+    match core.records.forget_ephemeral_keys(plain_us, limited_us).await {
+        Ok(0) => {}
+        Ok(keys) => tracing::info!(keys, "forgot ephemeral keys that are over"),
+        Err(error) => tracing::warn!(%error, "cannot forget ephemeral keys that are over"),
+    }
 }
 
 async fn write_last_used(core: &Core) {

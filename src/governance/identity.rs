@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use tokio::sync::{Notify, watch};
 
 use super::attribution::Attribution;
 use super::clock::micros;
@@ -15,7 +16,7 @@ use super::config::Config;
 use super::keys::{self, BOOTSTRAP_ID, Credential, Presented};
 use super::policy::{ADMINS, AUTHENTICATED, Means, Policy, Principal};
 use super::ports::{PolicyTables, Records, StoreError};
-use super::records::{KeyId, KeyRecord, MembershipSource, UserId, UserRecord};
+use super::records::{KeyId, KeyRecord, MembershipSource, PreviousSecret, UserId, UserRecord};
 
 /// Identities kept; beyond it all are forgotten and looked up again, so memory stays bounded.
 const CACHED_MAX: usize = 65_536;
@@ -36,6 +37,7 @@ pub(super) struct Identity {
     until_us: i64,
     /// The digest of the key; `None` for a user without one.
     digest: Option<[u8; 32]>,
+    previous: Option<PreviousSecret>,
     expires_at_us: Option<i64>,
     /// Whose it is.
     pub(super) user: UserId,
@@ -50,12 +52,28 @@ impl Identity {
     pub(super) fn principal_at(&self, now_us: i64) -> Option<Principal> {
         self.principal.clone().filter(|_| self.expires_at_us.is_none_or(|end| now_us < end))
     }
+
+    /// True for the key's secret, and for the one before a rotation while its grace lasts.
+    fn is_proven_by(&self, digest: &[u8; 32], now_us: i64) -> bool {
+        let by_previous = self.previous.as_ref().is_some_and(|previous| {
+            // Both are compared, whatever the clock says: the time it takes tells nothing.
+            keys::digests_match(&previous.digest, digest) & (now_us < previous.until_us)
+        });
+        self.digest.is_some_and(|known| keys::digests_match(&known, digest)) | by_previous
+    }
 }
+
+/// Keys that made a key, at most so many: bounds what one look-up reads.
+pub(super) const LINEAGE_MAX: usize = 8;
 
 /// Cached identities and the policy they were made from.
 pub(super) struct Identities {
     /// The newest version known; every change made here bumps it before the change is answered.
     version: AtomicU64,
+    /// Rings when `version` grows.
+    grown: Notify,
+    /// The newest version whose tables are here; those who watch over running requests listen to it.
+    published: watch::Sender<u64>,
     /// When the version was last read from the store.
     confirmed_at_us: AtomicI64,
     tables: ArcSwap<PolicyTables>,
@@ -71,6 +89,8 @@ impl Identities {
     pub(super) fn new(tables: PolicyTables, now_us: i64, salt_secret: [u8; 32], config: &Config) -> Self {
         Self {
             version: AtomicU64::new(tables.version),
+            grown: Notify::new(),
+            published: watch::Sender::new(tables.version),
             confirmed_at_us: AtomicI64::new(now_us),
             tables: ArcSwap::from_pointee(tables),
             cache: RwLock::default(),
@@ -88,7 +108,45 @@ impl Identities {
 
     /// Takes note of a version; older ones change nothing.
     pub(super) fn saw_version(&self, version: u64) {
-        self.version.fetch_max(version, Ordering::SeqCst);
+        if self.version.fetch_max(version, Ordering::SeqCst) < version {
+            self.grown.notify_one();
+        }
+    }
+
+    /// Returns when the version has grown since the last call.
+    pub(super) async fn version_grown(&self) {
+        self.grown.notified().await;
+    }
+
+    /// Reads the tables if they are behind and tells everybody who watches over a running request.
+    pub(super) async fn publish(&self, records: &dyn Records) -> Result<(), StoreError> {
+        let version = self.tables(records).await?.version;
+        self.published.send_if_modified(|published| {
+            let is_newer = *published < version;
+            *published = version.max(*published);
+            is_newer
+        });
+        Ok(())
+    }
+
+    /// Versions as they are published.
+    pub(super) fn versions(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
+    /// What the caller may do now; `None`: their credential opens nothing any more.
+    ///
+    /// A key whose time ended while the request ran still holds for it: it was good when the request began.
+    pub(super) async fn again(
+        &self,
+        records: &dyn Records,
+        who: &Principal,
+        now_us: i64,
+    ) -> Result<Option<Principal>, StoreError> {
+        let holder = who.key.clone().map_or(Holder::User(who.user), Holder::Key);
+        let Some(identity) = self.identity(records, &holder, now_us).await? else { return Ok(None) };
+        let is_ended = who.means == Means::Token && identity.epoch != who.epoch;
+        Ok(identity.principal.clone().filter(|_| !is_ended))
     }
 
     /// Takes note that the store was read.
@@ -128,7 +186,7 @@ impl Identities {
         let Some(identity) = self.identity(records, &Holder::Key(id.clone()), now_us).await? else {
             return Ok(None);
         };
-        if !identity.digest.is_some_and(|known| keys::digests_match(&known, digest)) {
+        if !identity.is_proven_by(digest, now_us) {
             return Ok(None);
         }
         let principal = identity.principal_at(now_us);
@@ -167,16 +225,22 @@ impl Identities {
         let Some((key, user)) = found else {
             return Ok(None);
         };
-        let key = key.as_ref();
-        let opens = user.active && key.is_none_or(|key| key.revoked_at_us.is_none());
+        let opens = user.active && key.as_ref().is_none_or(|key| key.revoked_at_us.is_none());
+        let (digest, previous) = key.as_ref().map(|key| (key.digest, key.previous)).unzip();
+        let expires_at_us = key.as_ref().and_then(|key| key.expires_at_us);
+        let lineage = match key {
+            Some(key) if opens => lineage(records, key).await?,
+            _ => Vec::new(),
+        };
         let identity = Arc::new(Identity {
             version,
             until_us: groups_until_us(&user, now_us, self.groups_max_age),
-            digest: key.map(|key| key.digest),
-            expires_at_us: key.and_then(|key| key.expires_at_us),
+            digest,
+            previous: previous.flatten(),
+            expires_at_us,
             user: user.id,
             epoch: user.token_epoch,
-            principal: opens.then(|| self.principal(&tables, &user, key, now_us)),
+            principal: opens.then(|| self.principal(&tables, &user, &lineage, now_us)),
         });
         let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= CACHED_MAX {
@@ -186,28 +250,29 @@ impl Identities {
         Ok(Some(identity))
     }
 
-    /// What a user may do with a key.
+    /// What a user may do with a key, given with the keys it comes from.
     pub(super) fn principal(
         &self,
         tables: &PolicyTables,
         user: &UserRecord,
-        key: Option<&KeyRecord>,
+        lineage: &[KeyRecord],
         now_us: i64,
     ) -> Principal {
         let groups = groups_of(user, now_us, self.groups_max_age);
         Principal {
             user: user.id,
             name: user.name.as_str().into(),
-            policy: Arc::new(Policy::new(tables, user.id, &groups, key, &self.instance)),
+            policy: Arc::new(Policy::new(tables, user.id, &groups, lineage, &self.instance)),
             is_admin: groups.iter().any(|group| group == ADMINS),
             groups: groups.into(),
-            key: key.map(|key| key.id.clone()),
+            key: lineage.first().map(|key| key.id.clone()),
             means: Means::Key,
+            epoch: user.token_epoch,
             address: None,
             cache_salt: self.salt(user.id),
             attribution: Arc::new(Attribution::new(
                 user.groups.iter().map(|membership| membership.group.clone()).collect(),
-                key.map(|key| key.labels.clone()).unwrap_or_default(),
+                lineage.first().map(|key| key.labels.clone()).unwrap_or_default(),
             )),
         }
     }
@@ -224,6 +289,22 @@ impl Identities {
         salt.copy_from_slice(&mac.finalize().into_bytes()[..16]);
         salt
     }
+}
+
+/// A key, the key that made it, the one that made that, and so on: all their models and limits hold for it.
+///
+/// That one of them was revoked or is over changes nothing about that. It never outlives the one that was forgotten.
+pub(super) async fn lineage(records: &dyn Records, key: KeyRecord) -> Result<Vec<KeyRecord>, StoreError> {
+    let mut lineage = vec![key];
+    while lineage.len() <= LINEAGE_MAX
+        && let Some(parent) = lineage.last().and_then(|key| key.parent.clone())
+    {
+        match records.key(&parent).await? {
+            Some((parent, _)) => lineage.push(parent),
+            None => break,
+        }
+    }
+    Ok(lineage)
 }
 
 /// The groups of a user, the one of everybody included, sorted and once each.

@@ -71,10 +71,17 @@ pub struct FreshKey {
 /// # Errors
 /// When the operating system has no randomness to give.
 pub fn mint() -> Result<FreshKey, getrandom::Error> {
-    let id = random_text(ID_LEN)?;
+    renew(&KeyId::from(random_text(ID_LEN)?.as_str()))
+}
+
+/// Makes a new secret for a key that keeps its id.
+///
+/// # Errors
+/// When the operating system has no randomness to give.
+pub fn renew(id: &KeyId) -> Result<FreshKey, getrandom::Error> {
     let body = format!("{PREFIX}{id}_{}", random_text(SECRET_LEN)?);
     let text = format!("{body}{}", checksum(&body));
-    Ok(FreshKey { id: KeyId::from(id.as_str()), digest: digest(&text), text: Secret::new(text) })
+    Ok(FreshKey { id: id.clone(), digest: digest(&text), text: Secret::new(text) })
 }
 
 /// The id of a well-formed key; `None` when the form or the checksum is wrong.
@@ -142,6 +149,9 @@ mod tests {
         assert!(digests_match(&key.digest, &digest(text)));
         assert!(62f64.powi(SECRET_LEN as i32).log2() >= 192.0);
         assert_ne!(mint().expect("randomness").text, key.text);
+        let renewed = renew(&key.id).expect("randomness");
+        assert_eq!(parse_key(renewed.text.reveal()), Some(key.id));
+        assert_ne!(renewed.text, key.text);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod edge;
 mod error;
 mod governor;
 mod identity;
+mod key_search;
 pub mod keys;
 pub mod limits;
 pub mod notices;
@@ -36,11 +37,13 @@ pub mod tier_files;
 pub mod tiers;
 mod tokens;
 pub mod usage;
+mod vigil;
 pub mod window;
 
 pub use accounts::{
-    Affected, AppliedTiers, AuditPage, AuditVerdict, DeclaredModel, DeletedTier, Issued, Key, KeyPage, KeyStatus, Me,
-    ModelPatch, NewKey, NewModel, NewPrice, NewTier, NewUser, SignedToken, SigningKey, TierPatch, UserPatch,
+    Affected, AppliedTiers, AuditPage, AuditVerdict, BulkRevoked, DeclaredModel, DeletedTier, Issued, Key, KeyPage,
+    KeyPatch, KeySearch, Me, ModelPatch, NewKey, NewModel, NewPrice, NewTier, NewUser, RevokeMany, SignedToken,
+    SigningKey, TierPatch, UserPatch,
 };
 pub use audit::Author;
 pub use bootstrap::{ADMIN, FirstStart};
@@ -48,11 +51,13 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, Secret};
 pub use error::{AuthFailure, Denied, LimitStanding, Refusal, ServiceError, StandingError, StartError};
 pub use governor::Governor;
+pub use key_search::{KeyCursor, KeyFilter, KeySort};
 pub use keys::Credential;
 pub use limits::{Limit, LimitSpec, Mode, Resource, Scope};
 pub use oidc::{DocumentError, Documents, NoDocuments, OidcIssuer, TokenAlgorithm};
 pub use permit::{Ask, Permit, Scheduling};
 pub use policy::{ADMINS, AUTHENTICATED, Means, Policy, Principal};
-pub use records::{KeyId, Status, Usage, UserId};
+pub use records::{KeyId, KeyStatus, SetBy, Status, Usage, UserId};
 pub use reservation::CompletionCap;
 pub use tokens::{LONGEST_TOKEN_LIFE, SHORTEST_TOKEN_LIFE};
+pub use vigil::{Vigil, Withdrawn};

@@ -152,7 +152,7 @@ impl Scene {
         };
         let config = Config { instance: "house".into(), ..Config::default() };
         let identities = Identities::new(tables(), NOON_US, [0; 32], &config);
-        let who = identities.principal(&tables(), &user, None, NOON_US);
+        let who = identities.principal(&tables(), &user, &[], NOON_US);
         let (core, queue) = Core::assemble(disk.clone(), counters.clone(), clock, config, identities, Vec::new());
         let tasks = vec![spawn(settler::run(queue, core.clone())), spawn(disk.clone().write())];
         (Arc::new(Self { core, counters, disk, who }), tasks)
@@ -368,6 +368,14 @@ impl Records for Disk {
     }
 
     async fn ledger_row(&self, _: Uuid) -> Result<Option<LedgerRecord>, StoreError> {
+        unused()
+    }
+
+    async fn active_members(&self, _: &str) -> Result<Vec<UserId>, StoreError> {
+        unused()
+    }
+
+    async fn forget_ephemeral_keys(&self, _: i64, _: i64) -> Result<u64, StoreError> {
         unused()
     }
 

@@ -48,6 +48,8 @@ pub struct Principal {
     pub key: Option<KeyId>,
     /// What they came with.
     pub means: Means,
+    /// The user's token epoch when they were let in.
+    pub(super) epoch: u64,
     /// Tier, limits and models.
     pub policy: Arc<Policy>,
     /// Whether they administer this server.
@@ -79,6 +81,8 @@ struct Named {
     limit: Limit,
     name: Arc<str>,
     window: Arc<str>,
+    /// Whose counter it is when it counts per key: the key in use, or the one it comes from.
+    key: Option<KeyId>,
 }
 
 /// The rules for one caller at one version.
@@ -91,7 +95,6 @@ pub struct Policy {
     /// Rank of the tier among all tiers, 0 the lowest.
     pub priority: u8,
     user: UserId,
-    key: Option<KeyId>,
     models: BTreeSet<Arc<str>>,
     limits: Vec<Arc<Named>>,
     has_model_limits: bool,
@@ -100,30 +103,33 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Works out what a user in `groups` may do with `key`.
+    /// Works out what a user in `groups` may do with a key: the first of `lineage`, under the terms of all of it.
     pub(super) fn new(
         tables: &PolicyTables,
         user: UserId,
         groups: &[String],
-        key: Option<&KeyRecord>,
+        lineage: &[KeyRecord],
         instance: &str,
     ) -> Self {
         let tier = tiers::resolve(&tables.tiers, groups, instance).cloned().map(Arc::new);
         let mut limits = Vec::new();
         if let Some(tier) = &tier {
-            limits.extend(tier.limits.iter().map(|limit| Arc::new(Named::new(&tier.name, limit))));
-            let key_limits = key.map(|key| key.limits.as_slice()).unwrap_or_default();
-            limits.extend(key_limits.iter().map(|limit| Arc::new(Named::new("key", limit))));
+            let in_use = lineage.first().map(|key| &key.id);
+            limits.extend(tier.limits.iter().map(|limit| Arc::new(Named::new(&tier.name, limit, in_use))));
+            for key in lineage {
+                // Children charge the same counters as the key that made them: many of them do not multiply a limit.
+                let owner = if Some(&key.id) == in_use { "key" } else { "parent key" };
+                limits.extend(key.limits.iter().map(|limit| Arc::new(Named::new(owner, limit, Some(&key.id)))));
+            }
         }
         let models = match &tier {
             None => BTreeSet::new(),
-            Some(tier) => visible_models(tables, tier, key),
+            Some(tier) => visible_models(tables, tier, lineage),
         };
         Self {
             version: tables.version,
             priority: tier.as_ref().map_or(0, |tier| tiers::rank(&tables.tiers, tier.level)),
             user,
-            key: key.map(|key| key.id.clone()),
             has_model_limits: limits.iter().any(|named| named.limit.model.is_some()),
             prices: tables.prices.clone(),
             tier,
@@ -189,7 +195,7 @@ impl Policy {
                 continue;
             }
             let tier = self.tier_name().unwrap_or_default();
-            let Some(key) = CounterKey::for_subject(limit, self.user, self.key.as_ref(), tier) else {
+            let Some(key) = CounterKey::for_subject(limit, self.user, named.key.as_ref(), tier) else {
                 continue;
             };
             let charge = charges.iter().position(|charge| charge.key == key).unwrap_or_else(|| {
@@ -207,20 +213,28 @@ impl Policy {
     }
 }
 
-fn visible_models(tables: &PolicyTables, tier: &TierRecord, key: Option<&KeyRecord>) -> BTreeSet<Arc<str>> {
-    let allowed = key.and_then(|key| key.models.as_ref());
+fn visible_models(tables: &PolicyTables, tier: &TierRecord, lineage: &[KeyRecord]) -> BTreeSet<Arc<str>> {
+    let is_allowed = |model: &str| {
+        let lists = lineage.iter().filter_map(|key| key.models.as_ref());
+        lists.into_iter().all(|names| names.iter().any(|name| name == model))
+    };
     tables
         .models
         .iter()
         .filter(|model| model.published.includes(&tier.name))
-        .filter(|model| allowed.is_none_or(|names| names.contains(&model.name)))
+        .filter(|model| is_allowed(&model.name))
         .map(|model| model.name.as_str().into())
         .collect()
 }
 
 impl Named {
-    fn new(owner: &str, limit: &Limit) -> Self {
-        Self { name: format!("{owner}: {limit}").into(), window: limit.window_text().into(), limit: limit.clone() }
+    fn new(owner: &str, limit: &Limit, key: Option<&KeyId>) -> Self {
+        Self {
+            name: format!("{owner}: {limit}").into(),
+            window: limit.window_text().into(),
+            limit: limit.clone(),
+            key: key.cloned(),
+        }
     }
 }
 

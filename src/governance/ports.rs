@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
 use super::clock::Clock;
+pub use super::key_search::{CursorValue, KeyCursor, KeyFilter, KeySort};
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 pub use super::notices::{Notice, NoticeOutcome};
 use super::pricing::{Price, PriceList, PriceRecord};
@@ -134,17 +135,6 @@ pub struct Edit {
     pub changes: Vec<Change>,
 }
 
-/// Which keys to list; newest first.
-#[derive(Debug, Clone, Default)]
-pub struct KeyFilter {
-    /// Only of this user.
-    pub user: Option<UserId>,
-    /// Only keys older than this one (the cursor of the previous page).
-    pub after: Option<KeyId>,
-    /// At most this many.
-    pub limit: u32,
-}
-
 /// Sums of the ledger by subject, for rebuilding calendar counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectSum {
@@ -228,7 +218,7 @@ pub trait Records: Send + Sync + 'static {
     /// A key with its user, revoked or not.
     async fn key(&self, id: &KeyId) -> Result<Option<(KeyRecord, UserRecord)>, StoreError>;
 
-    /// Keys, newest first.
+    /// Keys in the order the filter asks for.
     async fn keys(&self, filter: &KeyFilter) -> Result<Vec<KeyRecord>, StoreError>;
 
     /// Keys of a user that are neither revoked nor expired.
@@ -312,6 +302,13 @@ pub trait Records: Send + Sync + 'static {
     /// Notes when keys were last used; bumps no version.
     async fn touch_keys(&self, used: Vec<(KeyId, i64)>) -> Result<(), StoreError>;
 
+    /// Users with this group that are active.
+    async fn active_members(&self, group: &str) -> Result<Vec<UserId>, StoreError>;
+
+    /// Forgets ephemeral keys that ended before `ended_before_us`, those on which limits count, their own or a parent's,
+    /// before `limited_before_us`, and says how many; bumps no version, since they opened nothing any more.
+    async fn forget_ephemeral_keys(&self, ended_before_us: i64, limited_before_us: i64) -> Result<u64, StoreError>;
+
     /// Writes what is queued and stops writing.
     async fn close(&self);
 }
@@ -352,12 +349,13 @@ pub struct CounterKey {
 }
 
 impl CounterKey {
-    /// The counter on which `limit` counts the requests of `request`; `None` when the limit does not concern it.
-    pub fn of(limit: &Limit, request: &RequestRecord) -> Option<Self> {
+    /// The counter on which `limit` counts the requests of `request`; `None` when the limit does not concern it. A limit
+    /// per key counts for `key`: the request's own, or one that it comes from.
+    pub fn of(limit: &Limit, request: &RequestRecord, key: Option<&KeyId>) -> Option<Self> {
         if limit.model.as_deref().is_some_and(|model| model != request.model) {
             return None;
         }
-        Self::for_subject(limit, request.user, request.key.as_ref(), &request.tier)
+        Self::for_subject(limit, request.user, key, &request.tier)
     }
 
     /// The counter of `limit` for this user, key and tier.

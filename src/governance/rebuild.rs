@@ -5,10 +5,12 @@ use std::collections::{HashMap, HashSet};
 use super::calendar;
 use super::clock::Clock;
 use super::error::StartError;
+use super::identity::LINEAGE_MAX;
 use super::limits::{Limit, Resource, Scope, Window};
 use super::permit::{Outcome, ledger_row};
 use super::ports::{
-    CounterKey, Counters, Extent, JournalEntry, PolicyTables, Records, Restored, StoreError, WindowKind,
+    CounterKey, Counters, Extent, JournalEntry, KeyCursor, KeyFilter, PolicyTables, Records, Restored, StoreError,
+    WindowKind,
 };
 use super::pricing::PriceList;
 use super::records::{KeyId, LedgerRecord, RequestRecord, Status, UserId};
@@ -64,27 +66,40 @@ pub(super) async fn restore(
 struct Limits<'a> {
     tables: &'a PolicyTables,
     of_keys: HashMap<KeyId, Vec<Limit>>,
+    /// Which key made a key: what the one uses counts on the limits of the other.
+    parents: HashMap<KeyId, KeyId>,
 }
 
 impl<'a> Limits<'a> {
     fn new(tables: &'a PolicyTables) -> Self {
-        Self { tables, of_keys: HashMap::new() }
+        Self { tables, of_keys: HashMap::new(), parents: HashMap::new() }
     }
 
     async fn read_keys(&mut self, records: &dyn Records) -> Result<(), StoreError> {
         const PAGE: u32 = 1000;
         let mut after = None;
         loop {
-            let filter = super::ports::KeyFilter { user: None, after: after.take(), limit: PAGE };
+            let filter = KeyFilter { after: after.take(), with_ephemeral: true, limit: PAGE, ..KeyFilter::default() };
             let page = records.keys(&filter).await?;
             let is_last = page.len() < PAGE as usize;
-            after = page.last().map(|key| key.id.clone());
-            let limited = page.into_iter().filter(|key| !key.limits.is_empty());
-            self.of_keys.extend(limited.map(|key| (key.id, key.limits)));
+            after = page.last().map(|key| KeyCursor::at(key, filter.sort));
+            for key in page {
+                if let Some(parent) = key.parent {
+                    self.parents.insert(key.id.clone(), parent);
+                }
+                if !key.limits.is_empty() {
+                    self.of_keys.insert(key.id, key.limits);
+                }
+            }
             if is_last {
                 return Ok(());
             }
         }
+    }
+
+    /// A key and those it comes from.
+    fn lineage<'k>(&'k self, key: Option<&'k KeyId>) -> impl Iterator<Item = &'k KeyId> {
+        std::iter::successors(key, |key| self.parents.get(*key)).take(LINEAGE_MAX + 1)
     }
 
     fn all(&self) -> impl Iterator<Item = &Limit> {
@@ -101,9 +116,12 @@ impl<'a> Limits<'a> {
         let own = |tier: &str, limit: &Limit| limit.scope != Scope::Tier || tier == request.tier;
         let of_tiers =
             self.tables.tiers.iter().flat_map(|tier| tier.limits.iter().filter(|limit| own(&tier.name, limit)));
-        let of_key = request.key.as_ref().and_then(|key| self.of_keys.get(key));
-        for limit in of_tiers.chain(of_key.into_iter().flatten()) {
-            if let Some(key) = CounterKey::of(limit, request)
+        let of_keys = self.lineage(request.key.as_ref()).flat_map(|key| {
+            let limits = self.of_keys.get(key).into_iter().flatten();
+            limits.map(move |limit| (limit, Some(key)))
+        });
+        for (limit, key) in of_tiers.map(|limit| (limit, request.key.as_ref())).chain(of_keys) {
+            if let Some(key) = CounterKey::of(limit, request, key)
                 && seen.insert(key.clone())
             {
                 found.push((key, limit));

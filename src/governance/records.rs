@@ -135,6 +135,56 @@ pub struct SigningKeyRecord {
     pub retired_at_us: Option<i64>,
 }
 
+/// Who set the models and limits of a key; what an administrator set its owner cannot change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SetBy {
+    /// The key's owner.
+    Owner,
+    /// An administrator.
+    Administrator,
+}
+
+impl SetBy {
+    /// The word stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Owner => "owner",
+            Self::Administrator => "administrator",
+        }
+    }
+}
+
+/// Whether a key works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KeyStatus {
+    /// It does.
+    Active,
+    /// Not any more: its time is over.
+    Expired,
+    /// Not any more: somebody ended it.
+    Revoked,
+}
+
+impl KeyStatus {
+    /// The word used in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// The secret that a rotation replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PreviousSecret {
+    /// SHA-256 of the whole key as it was.
+    pub digest: [u8; 32],
+    /// First instant at which it no longer works.
+    pub until_us: i64,
+}
+
 /// An API key as it is stored: never the secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyRecord {
@@ -142,6 +192,8 @@ pub struct KeyRecord {
     pub id: KeyId,
     /// SHA-256 of the whole key.
     pub digest: [u8; 32],
+    /// What opened it before the last rotation, while the grace lasts.
+    pub previous: Option<PreviousSecret>,
     /// Whose it is.
     pub user: UserId,
     /// What people read.
@@ -154,8 +206,12 @@ pub struct KeyRecord {
     pub models: Option<Vec<String>>,
     /// Limits of this key alone, on top of the tier's.
     pub limits: Vec<Limit>,
-    /// The key that made this one.
+    /// Who set `models` and `limits`.
+    pub terms_by: SetBy,
+    /// The key that made this one; its models and limits hold for this one, too.
     pub parent: Option<KeyId>,
+    /// True for a key of short life that lists leave out and that is forgotten some time after its end.
+    pub is_ephemeral: bool,
     /// True for the administrator's first key.
     pub is_bootstrap: bool,
     /// Microseconds since the Unix epoch.
@@ -171,7 +227,18 @@ pub struct KeyRecord {
 impl KeyRecord {
     /// Neither revoked nor expired.
     pub fn is_live(&self, now_us: i64) -> bool {
-        self.revoked_at_us.is_none() && self.expires_at_us.is_none_or(|end| now_us < end)
+        self.status(now_us) == KeyStatus::Active
+    }
+
+    /// Whether it works at `now_us`.
+    pub fn status(&self, now_us: i64) -> KeyStatus {
+        if self.revoked_at_us.is_some() {
+            KeyStatus::Revoked
+        } else if self.expires_at_us.is_some_and(|end| end <= now_us) {
+            KeyStatus::Expired
+        } else {
+            KeyStatus::Active
+        }
     }
 }
 

@@ -187,6 +187,7 @@ pub struct Metrics {
     refusals: Family<Counter>,
     charged: Family<Counter>,
     failed_credentials: Counter,
+    tokenizations: Counter,
     admission: Histogram,
     ledger_commit: Histogram,
     ledger_failures: Counter,
@@ -213,6 +214,7 @@ impl Metrics {
             refusals: Family::new(MAX_WORDS, Counter::default),
             charged: Family::new(MAX_WORDS, Counter::default),
             failed_credentials: Counter::default(),
+            tokenizations: Counter::default(),
             admission: Histogram::new(DECISIONS),
             ledger_commit: Histogram::new(DECISIONS),
             ledger_failures: Counter::default(),
@@ -282,6 +284,11 @@ impl Metrics {
     /// A credential did not verify.
     pub fn credential_failed(&self) {
         self.failed_credentials.inc();
+    }
+
+    /// A request entered the tokenizer pool.
+    pub fn tokenizing(&self) {
+        self.tokenizations.inc();
     }
 
     /// A ledger row was written with these tokens.
@@ -394,6 +401,8 @@ impl Metrics {
         }
         page.family(Kind::Counter, "millgate_failed_credentials", "Credentials that did not verify")
             .sample(&[], self.failed_credentials.get());
+        page.family(Kind::Counter, "millgate_tokenizations", "Requests given to the tokenizer pool")
+            .sample(&[], self.tokenizations.get());
         page.family(Kind::Counter, "millgate_ledger_failures", "Ledger rows that could not be written")
             .sample(&[], self.ledger_failures.get());
         page.family(Kind::Gauge, "millgate_open_generations", "Requests being answered")

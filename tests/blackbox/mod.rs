@@ -1,8 +1,10 @@
 //! What a user of the server we replace could check from outside, and what no such server promises yet; each test bears its id.
 
+mod access;
 mod burst;
 mod fairness;
 mod holds;
+mod keys;
 mod limits;
 mod notices;
 mod oidc;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use millgate::governance::ports::{Change, Edit, Records};
-use millgate::governance::records::KeyRecord;
+use millgate::governance::records::{KeyRecord, SetBy};
 use millgate::governance::{Author, Credential, Governor, Secret, keys};
 use serde_json::{Value, json};
 
@@ -326,13 +326,16 @@ fn a_key(user: millgate::governance::UserId) -> (Secret, Change) {
     let record = KeyRecord {
         id: fresh.id,
         digest: fresh.digest,
+        previous: None,
         user,
         name: "one of many".into(),
         description: None,
         labels: Default::default(),
         models: None,
         limits: Vec::new(),
+        terms_by: SetBy::Owner,
         parent: None,
+        is_ephemeral: false,
         is_bootstrap: false,
         created_at_us: 0,
         expires_at_us: None,

@@ -4,7 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use super::keys::take_duration;
+use super::key_fields::take_duration;
 use crate::api::error::ApiError;
 use crate::api::input::read_optional_fields;
 use crate::api::json::{json_response, moment};

@@ -3,11 +3,13 @@ use axum::extract::{Extension, Path, RawQuery, Request, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 
-use crate::api::account::{issued_view, key_view, take_new_key};
+use crate::api::account::{
+    bulk_view, issued_view, key_view, take_grace, take_key_patch, take_key_search, take_new_key, take_revoke_many,
+};
 use crate::api::error::ApiError;
-use crate::api::input::{Page, Query, read_fields};
+use crate::api::input::{Query, read_fields};
 use crate::api::json::{json_response, list};
-use crate::api::schema::{self, IssuedKey, Listed, NewKeyFor, PageQuery};
+use crate::api::schema::{self, BulkRevocation, IssuedKey, KeyQuery, Listed, NewKeyFor};
 use crate::api::state::Api;
 use crate::governance::{KeyId, Principal};
 
@@ -21,7 +23,7 @@ use crate::governance::{KeyId, Principal};
     responses(
         (status = 201, description = "The key, with its secret", body = IssuedKey),
         (status = 404, description = "No such user"),
-        (status = 409, description = "Too many live keys"),
+        (status = 409, description = "Too many live keys, or keys made by keys too deep"),
     ),
 )]
 pub(crate) async fn create_key_for(
@@ -42,9 +44,9 @@ pub(crate) async fn create_key_for(
     get,
     path = "/admin/v1/api-keys",
     tag = "Administration",
-    summary = "Everybody's keys, newest first",
+    summary = "Everybody's keys",
     params(
-        PageQuery,
+        KeyQuery,
         ("user" = Option<String>, Query, description = "Only keys of this user"),
     ),
     responses(
@@ -58,12 +60,10 @@ pub(crate) async fn list_all_keys(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let mut query = Query::parse(query.as_deref())?;
-    let (page, user) = (Page::take(&mut query)?, query.take("user"));
+    let (search, user) = (take_key_search(&mut query)?, query.take("user"));
     query.refuse_unknown()?;
-    let after = page.cursor.as_deref().map(KeyId::from);
-    let keys = api.governor.all_keys(&principal, user.as_deref(), after, page.limit).await?;
-    let data = keys.keys.iter().map(key_view).collect();
-    Ok(json_response(StatusCode::OK, &list(data, keys.next.map(|id| id.to_string()))))
+    let page = api.governor.all_keys(&principal, user.as_deref(), &search).await?;
+    Ok(json_response(StatusCode::OK, &list(page.keys.iter().map(key_view).collect(), page.next)))
 }
 
 /// `GET /admin/v1/api-keys/{id}`.
@@ -83,7 +83,31 @@ pub(crate) async fn get_any_key(
     Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let key = api.governor.key(&principal, &KeyId::from(id.as_str())).await?;
+    let key = api.governor.any_key(&principal, &KeyId::from(id.as_str())).await?;
+    Ok(json_response(StatusCode::OK, &key_view(&key)))
+}
+
+/// `PATCH /admin/v1/api-keys/{id}`: models and limits set here the owner cannot change.
+#[utoipa::path(
+    patch,
+    path = "/admin/v1/api-keys/{id}",
+    tag = "Administration",
+    summary = "Renames, relabels, sets models and limits that the owner cannot change",
+    params(("id" = String, Path, description = "The key's id")),
+    request_body = schema::KeyChange,
+    responses(
+        (status = 200, description = "The key as it is now", body = schema::Key),
+        (status = 404, description = "No such key"),
+    ),
+)]
+pub(crate) async fn patch_any_key(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let patch = take_key_patch(read_fields(&api, request).await?)?;
+    let key = api.governor.update_any_key(&principal, &KeyId::from(id.as_str()), &patch).await?;
     Ok(json_response(StatusCode::OK, &key_view(&key)))
 }
 
@@ -92,7 +116,7 @@ pub(crate) async fn get_any_key(
     delete,
     path = "/admin/v1/api-keys/{id}",
     tag = "Administration",
-    summary = "Revokes a key",
+    summary = "Revokes a key and ends what runs with it",
     params(("id" = String, Path, description = "The key's id")),
     responses(
         (status = 200, description = "The key, revoked", body = schema::Key),
@@ -104,6 +128,53 @@ pub(crate) async fn revoke_any_key(
     Extension(principal): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
-    let key = api.governor.revoke_key(&principal, &KeyId::from(id.as_str())).await?;
+    let key = api.governor.revoke_any_key(&principal, &KeyId::from(id.as_str())).await?;
     Ok(json_response(StatusCode::OK, &key_view(&key)))
+}
+
+/// `POST /admin/v1/api-keys/{id}/rotate` `{grace?}`.
+#[utoipa::path(
+    post,
+    path = "/admin/v1/api-keys/{id}/rotate",
+    tag = "Administration",
+    summary = "Gives a key a new secret",
+    params(("id" = String, Path, description = "The key's id")),
+    request_body = Option<schema::Rotation>,
+    responses(
+        (status = 200, description = "The key, with its new secret", body = IssuedKey),
+        (status = 404, description = "No such key, or revoked"),
+        (status = 409, description = "It is over, or set by the configuration"),
+    ),
+)]
+pub(crate) async fn rotate_any_key(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let grace = take_grace(&api, request).await?;
+    let issued = api.governor.rotate_any_key(&principal, &KeyId::from(id.as_str()), grace).await?;
+    Ok(json_response(StatusCode::OK, &issued_view(&issued)))
+}
+
+/// `POST /admin/v1/api-keys/bulk-revoke` `{user?, label?, created_before?, dry_run?}`, over everybody's keys.
+#[utoipa::path(
+    post,
+    path = "/admin/v1/api-keys/bulk-revoke",
+    tag = "Administration",
+    summary = "Revokes everybody's keys that fit",
+    request_body = schema::RevokeMany,
+    responses(
+        (status = 200, description = "The keys that were revoked, or would be", body = BulkRevocation),
+        (status = 404, description = "No such user"),
+    ),
+)]
+pub(crate) async fn bulk_revoke_any(
+    State(api): State<Api>,
+    Extension(principal): Extension<Principal>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let wish = take_revoke_many(read_fields(&api, request).await?)?;
+    let done = api.governor.revoke_many_of_all(&principal, &wish).await?;
+    Ok(json_response(StatusCode::OK, &bulk_view(&done)))
 }

@@ -12,7 +12,9 @@ pub(super) mod tokens;
 pub(super) mod users;
 
 pub(crate) use audit::{list_audit, verify_audit};
-pub(crate) use keys::{create_key_for, get_any_key, list_all_keys, revoke_any_key};
+pub(crate) use keys::{
+    bulk_revoke_any, create_key_for, get_any_key, list_all_keys, patch_any_key, revoke_any_key, rotate_any_key,
+};
 pub(crate) use model_life::{create_model, delete_model, load_model, unload_model};
 pub(crate) use model_view::standing;
 pub(crate) use models::{get_model, list_models, put_model};

@@ -97,7 +97,7 @@ pub(crate) async fn get_user(
     responses(
         (status = 200, description = "The user as it is now", body = schema::User),
         (status = 404, description = "No such user"),
-        (status = 409, description = "The last administrator must stay"),
+        (status = 409, description = "The last administrator must stay, and nobody locks themselves out"),
     ),
 )]
 pub(crate) async fn patch_user(

@@ -20,7 +20,7 @@ use crate::api::limits::denied_detail;
 use crate::engine::{Event, EventStream, Failure, FinishReason, TokenLogprob, TokenUsage};
 use crate::governance::ports::StoreError;
 use crate::governance::reconcile::Receipt;
-use crate::governance::{Denied, Permit, Status, Usage};
+use crate::governance::{Denied, Permit, Status, Usage, Vigil, Withdrawn};
 use crate::telemetry::{self, Metrics, RequestTrace, Sizes, Stages, Tenant, TokenClass};
 
 /// Completion tokens asked for at a time, a sequence, when the client set no maximum.
@@ -39,7 +39,7 @@ pub(crate) enum Output {
     Text { choice: u32, text: String, logprobs: Vec<TokenLogprob> },
     /// Complete, and on the ledger.
     Finished(Finished),
-    /// Ended by an error; nothing is charged.
+    /// Ended by an error; nothing is charged, unless the caller lost the right to it.
     Failed(ApiError),
 }
 
@@ -96,6 +96,8 @@ pub(crate) struct Generation {
     pub(crate) id: Uuid,
     pub(crate) model: String,
     pub(crate) permit: Permit,
+    /// Says when the caller may not go on.
+    pub(crate) vigil: Vigil,
     pub(crate) flights: Vec<Flight>,
     /// Choices a prompt.
     pub(crate) choices: u32,
@@ -117,6 +119,8 @@ pub(crate) struct Generation {
 enum Outcome {
     Completed,
     ReaderGone,
+    /// The caller lost the right to it; charged is what was sampled.
+    Withdrawn(ApiError),
     Failed(ApiError),
 }
 
@@ -170,6 +174,7 @@ impl Course {
                     Err(_) => Step::ReaderGone,
                 },
                 () = self.reader.closed() => Step::ReaderGone,
+                () = self.generation.vigil.policy_changed() => Step::PolicyChanged,
                 (flight, event) = next_event(&mut self.generation.flights) => Step::Event(flight, event),
                 () = sleep_until(retry_at.unwrap_or(deadline)), if retry_at.is_some() => Step::Retry,
                 () = sleep_until(deadline) => Step::TooLong,
@@ -177,6 +182,11 @@ impl Course {
             match step {
                 Step::ReaderGone => return Outcome::ReaderGone,
                 Step::TooLong => return Outcome::Failed(too_long(self.generation.patience.generation)),
+                Step::PolicyChanged => {
+                    if let Err(withdrawn) = self.generation.vigil.verdict().await {
+                        return Outcome::Withdrawn(withdrawn_error(withdrawn));
+                    }
+                }
                 Step::Retry => self.retry_parked().await,
                 Step::Event(flight, event) => {
                     if let Err(error) = self.handle(flight, event).await {
@@ -310,7 +320,7 @@ impl Course {
         let status = match &outcome {
             Outcome::Completed if is_cut => Status::LimitReached,
             Outcome::Completed => Status::Completed,
-            Outcome::ReaderGone => Status::Aborted,
+            Outcome::ReaderGone | Outcome::Withdrawn(_) => Status::Aborted,
             Outcome::Failed(_) => Status::Failed,
         };
         let Self { generation, reader, mut pending, reasons, limit, .. } = self;
@@ -325,6 +335,12 @@ impl Course {
                 Output::Failed(unrecorded())
             }
             (Outcome::Failed(error), Ok(_)) => Output::Failed(error),
+            (Outcome::Withdrawn(error), Ok(_)) => {
+                metrics.ledger_committed(asked.elapsed());
+                count_charged(metrics, model, &usage);
+                metrics.tenant_charged(&generation.tenant, model, sizes.prompt_tokens + sizes.completion_tokens);
+                Output::Failed(error)
+            }
             (Outcome::Completed | Outcome::ReaderGone, Ok(receipt)) => {
                 metrics.ledger_committed(asked.elapsed());
                 count_charged(metrics, model, &usage);
@@ -380,6 +396,7 @@ impl Course {
             error: match outcome {
                 Outcome::Completed => None,
                 Outcome::ReaderGone => Some("client_gone"),
+                Outcome::Withdrawn(_) => Some("withdrawn"),
                 Outcome::Failed(_) => Some("failed"),
             },
         });
@@ -407,6 +424,7 @@ impl Course {
 enum Step {
     ReaderGone,
     TooLong,
+    PolicyChanged,
     Retry,
     Event(usize, Option<Event>),
 }
@@ -470,6 +488,13 @@ fn failure_error(failure: Failure, id: Uuid) -> ApiError {
             error!(request.id = %id, engine.reference = %reference, "the engine failed on a request");
             ApiError::internal().naming_request(id)
         }
+    }
+}
+
+fn withdrawn_error(withdrawn: Withdrawn) -> ApiError {
+    match withdrawn {
+        Withdrawn::Credential => ApiError::unauthenticated("it was revoked while the answer was generated"),
+        Withdrawn::Model => ApiError::model_forbidden(),
     }
 }
 

@@ -148,6 +148,7 @@ async fn on_pool<T: Send + 'static>(
     api: &Api,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
+    api.metrics.tokenizing();
     let slot = Arc::clone(&api.tokenizing).acquire_owned().await.expect("the semaphore is never closed");
     let work = move || {
         // Held by the work itself: a client that leaves does not end it, and must not make room for more.
@@ -233,6 +234,7 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
     let generation = Generation {
         id: caller.context.id,
         model: plan.model.name.clone(),
+        vigil: api.governor.watch_over(caller.principal, &plan.model.name),
         permit,
         flights,
         choices: plan.params.choices,

@@ -1,83 +1,9 @@
 //! Documents of the caller's own things.
 #![expect(dead_code, reason = "the fields are read by the derived schemas alone")]
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::shared::{Amount, Limit, LimitInput, Mode, Resource, Scope};
-
-/// What a new key should be.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NewKey {
-    /// What people read.
-    #[schema(min_length = 1, example = "notebook")]
-    name: String,
-    description: Option<String>,
-    /// `30s`, `15m`, `4h`, `90d`; 90 days when absent.
-    #[schema(pattern = "^[0-9]+[smhd]$", example = "30d")]
-    expires_in: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    /// Only these models; they need not exist yet.
-    models: Option<Vec<String>>,
-    /// Limits of this key alone.
-    limits: Option<Vec<LimitInput>>,
-}
-
-/// A key without its secret.
-#[derive(ToSchema)]
-pub(crate) struct Key {
-    #[schema(inline)]
-    object: KeyWord,
-    id: String,
-    name: String,
-    /// What may be shown to tell keys apart.
-    prefix: String,
-    #[schema(inline)]
-    status: KeyStatus,
-    /// Whose it is.
-    user: String,
-    #[schema(required)]
-    description: Option<String>,
-    labels: BTreeMap<String, String>,
-    /// Only these; `null`: all that the tier may use.
-    #[schema(required)]
-    models: Option<Vec<String>>,
-    limits: Vec<Limit>,
-    #[schema(format = DateTime)]
-    created_at: String,
-    #[schema(required, format = DateTime)]
-    expires_at: Option<String>,
-    #[schema(required, format = DateTime)]
-    revoked_at: Option<String>,
-    #[schema(required, format = DateTime)]
-    last_used_at: Option<String>,
-}
-
-#[derive(ToSchema, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum KeyWord {
-    ApiKey,
-}
-
-#[derive(ToSchema, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum KeyStatus {
-    Active,
-    Expired,
-    Revoked,
-}
-
-/// A key just made or rotated, with its secret, which is shown here and never again.
-#[derive(ToSchema)]
-pub(crate) struct IssuedKey {
-    #[serde(flatten)]
-    metadata: Key,
-    /// The secret.
-    key: String,
-}
+use super::shared::{Amount, Mode, Resource, Scope};
 
 /// Who the caller is and what is left.
 #[derive(ToSchema)]

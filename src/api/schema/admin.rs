@@ -1,8 +1,6 @@
 //! Documents of administration.
 #![expect(dead_code, reason = "the fields are read by the derived schemas alone")]
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -225,22 +223,4 @@ enum GroupWord {
 pub(crate) struct NewGroup {
     #[schema(min_length = 1, example = "premium-users")]
     name: String,
-}
-
-/// A key for a user.
-#[derive(ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NewKeyFor {
-    /// Whose key it will be.
-    #[schema(min_length = 1, example = "ann")]
-    user: String,
-    #[schema(min_length = 1, example = "notebook")]
-    name: String,
-    description: Option<String>,
-    /// `30s`, `15m`, `4h`, `90d`; 90 days when absent.
-    #[schema(pattern = "^[0-9]+[smhd]$", example = "30d")]
-    expires_in: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    models: Option<Vec<String>>,
-    limits: Option<Vec<LimitInput>>,
 }

@@ -2,6 +2,7 @@
 mod account;
 mod admin;
 mod audit;
+mod keys;
 mod models;
 mod notices;
 mod openai;
@@ -11,12 +12,13 @@ mod shared;
 mod simulation;
 mod usage;
 
-pub(crate) use account::{IssuedKey, IssuedToken, Jwks, Key, LookedUpTier, Me, NewKey, NewToken, TierLookup};
+pub(crate) use account::{IssuedToken, Jwks, LookedUpTier, Me, NewToken, TierLookup};
 pub(crate) use admin::{
-    DeletedTier, DeletedUser, Group, NewGroup, NewKeyFor, NewTier, NewUser, SigningKey, Tier, TierChange, TierFile,
-    TierPlan, User, UserChange,
+    DeletedTier, DeletedUser, Group, NewGroup, NewTier, NewUser, SigningKey, Tier, TierChange, TierFile, TierPlan,
+    User, UserChange,
 };
 pub(crate) use audit::{AuditRow, AuditVerdict};
+pub(crate) use keys::{BulkRevocation, IssuedKey, Key, KeyChange, KeyQuery, NewKey, NewKeyFor, RevokeMany, Rotation};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
 pub(crate) use notices::Notice;
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};

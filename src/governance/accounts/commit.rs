@@ -56,7 +56,7 @@ impl Governor {
             groups_at_us: None,
         };
         let now_us = self.0.clock.now_us();
-        let principal = self.0.identities.principal(&PolicyTables::default(), &nobody, None, now_us);
+        let principal = self.0.identities.principal(&PolicyTables::default(), &nobody, &[], now_us);
         Principal { is_admin: true, ..principal }
     }
 }

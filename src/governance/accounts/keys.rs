@@ -1,58 +1,15 @@
-//! Making, listing and revoking API keys.
+//! Finding, showing and revoking API keys.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use super::commit::{ATTEMPTS, busy, check_free_text, check_text, require_admin};
-use super::tokens::require_maker;
-use crate::governance::clock::micros;
-use crate::governance::config::Secret;
+use super::commit::{ATTEMPTS, busy, require_admin};
 use crate::governance::error::ServiceError;
 use crate::governance::governor::Governor;
 use crate::governance::keys;
-use crate::governance::limits::{Limit, Scope, check_limits};
+use crate::governance::limits::Limit;
 use crate::governance::policy::Principal;
-use crate::governance::ports::{Change, KeyFilter, StoreError};
-use crate::governance::records::{KeyId, KeyRecord, LOCAL_ISSUER, UserId, UserRecord};
-
-/// What a new key should be.
-#[derive(Debug, Clone, Default)]
-pub struct NewKey {
-    /// What people read.
-    pub name: String,
-    /// Free text.
-    pub description: Option<String>,
-    /// How long it works; the configured default when absent.
-    pub expires_in: Option<Duration>,
-    /// Free labels.
-    pub labels: BTreeMap<String, String>,
-    /// Only these models; they need not exist yet.
-    pub models: Option<Vec<String>>,
-    /// Limits of this key alone; each counts per key.
-    pub limits: Vec<Limit>,
-}
-
-/// Whether a key works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyStatus {
-    /// It does.
-    Active,
-    /// Not any more: its time is over.
-    Expired,
-    /// Not any more: somebody ended it.
-    Revoked,
-}
-
-impl KeyStatus {
-    /// The word used in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-        }
-    }
-}
+use crate::governance::ports::{Change, KeyCursor, KeyFilter, KeySort};
+use crate::governance::records::{KeyId, KeyRecord, KeyStatus, LOCAL_ISSUER, SetBy, UserId, UserRecord};
 
 /// A key as its owner and administrators see it: never the secret.
 #[derive(Debug, Clone)]
@@ -75,6 +32,12 @@ pub struct Key {
     pub models: Option<Vec<String>>,
     /// Limits of its own.
     pub limits: Vec<Limit>,
+    /// Who set models and limits.
+    pub terms_by: SetBy,
+    /// The key that made it.
+    pub parent: Option<KeyId>,
+    /// Whether it is one of short life.
+    pub is_ephemeral: bool,
     /// Whether it works.
     pub status: KeyStatus,
     /// Microseconds since the Unix epoch, like all times here.
@@ -85,121 +48,123 @@ pub struct Key {
     pub revoked_at_us: Option<i64>,
     /// About when it was last used.
     pub last_used_at_us: Option<i64>,
+    /// Until when the secret before the last rotation works; `None`: it does not.
+    pub previous_until_us: Option<i64>,
 }
 
-/// A key that was just made.
-#[derive(Debug)]
-pub struct Issued {
-    /// Everything that can be looked up later.
-    pub key: Key,
-    /// The key itself: shown this once.
-    pub secret: Secret,
-}
-
-/// Some keys, newest first.
+/// Some keys of a search.
 #[derive(Debug, Clone)]
 pub struct KeyPage {
     /// The keys.
     pub keys: Vec<Key>,
     /// Where the next page begins; `None`: this was the last.
-    pub next: Option<KeyId>,
+    pub next: Option<String>,
+}
+
+/// Which keys are looked for; what is empty or absent lets everything pass.
+#[derive(Debug, Clone, Default)]
+pub struct KeySearch {
+    /// Only with one of these statuses.
+    pub statuses: Vec<KeyStatus>,
+    /// Only with this in the name, capital or small.
+    pub name_contains: Option<String>,
+    /// Only with each of these labels, of that value if one is named.
+    pub labels: Vec<(String, Option<String>)>,
+    /// Only made at or after this moment.
+    pub created_from_us: Option<i64>,
+    /// Only made before this moment.
+    pub created_before_us: Option<i64>,
+    /// Ephemeral ones, too.
+    pub with_ephemeral: bool,
+    /// In which order; newest first unless said otherwise.
+    pub sort: KeySort,
+    /// Smallest first.
+    pub is_ascending: bool,
+    /// Where the page before ended.
+    pub cursor: Option<String>,
+    /// How many on a page (100).
+    pub limit: Option<u32>,
 }
 
 /// Keys on a page when nobody says how many.
 const PAGE: u32 = 100;
 const PAGE_MAX: u32 = 1000;
 
+/// Whose rules a change follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standpoint {
+    /// The owner's: everybody else's keys do not exist.
+    Owner,
+    /// An administrator's.
+    Administrator,
+}
+
 impl Governor {
-    /// Makes a key for the caller; it is never stronger than the key they came with.
-    ///
-    /// # Errors
-    /// `Invalid`, `Forbidden` for a key that would be stronger, `Conflict` for too many.
-    pub async fn create_key(&self, actor: &Principal, new: NewKey) -> Result<Issued, ServiceError> {
-        for _ in 0..ATTEMPTS {
-            let tables = self.tables().await?;
-            let user = self.0.records.user(actor.user).await?.ok_or(ServiceError::NotFound("user"))?;
-            let parent = self.parent(actor).await?;
-            let (record, secret) = self.new_key(&user, parent.as_ref(), &new).await?;
-            if self.commit(actor.author(), &tables, vec![Change::PutKey(record.clone())]).await? {
-                return Ok(self.issued(record, &user, secret));
-            }
-        }
-        Err(busy())
-    }
-
-    /// Makes a key for a user, by an administrator.
-    ///
-    /// # Errors
-    /// As [`Governor::create_key`]; `NotFound` for an unknown user.
-    pub async fn create_key_for(&self, actor: &Principal, user: &str, new: NewKey) -> Result<Issued, ServiceError> {
-        require_admin(actor)?;
-        for _ in 0..ATTEMPTS {
-            let tables = self.tables().await?;
-            let user = self.user_record(user).await?;
-            // What an administrator makes for others is administration; for themselves it is a key made with a key.
-            let parent = if user.id == actor.user { self.parent(actor).await? } else { None };
-            let (record, secret) = self.new_key(&user, parent.as_ref(), &new).await?;
-            if self.commit(actor.author(), &tables, vec![Change::PutKey(record.clone())]).await? {
-                return Ok(self.issued(record, &user, secret));
-            }
-        }
-        Err(busy())
-    }
-
     /// The caller's keys.
     ///
     /// # Errors
-    /// The store.
-    pub async fn keys(
-        &self,
-        actor: &Principal,
-        after: Option<KeyId>,
-        limit: Option<u32>,
-    ) -> Result<KeyPage, ServiceError> {
-        self.page(Some(actor.user), after, limit).await
+    /// `Invalid` for a cursor of another order; the store.
+    pub async fn keys(&self, actor: &Principal, search: &KeySearch) -> Result<KeyPage, ServiceError> {
+        self.page(Some(actor.user), search).await
     }
 
     /// Everybody's keys, or one user's, for an administrator.
     ///
     /// # Errors
-    /// `Forbidden`, `NotFound` for an unknown user, the store.
+    /// `Forbidden`, `NotFound` for an unknown user, `Invalid`, the store.
     pub async fn all_keys(
         &self,
         actor: &Principal,
         user: Option<&str>,
-        after: Option<KeyId>,
-        limit: Option<u32>,
+        search: &KeySearch,
     ) -> Result<KeyPage, ServiceError> {
         require_admin(actor)?;
         let user = match user {
             Some(name) => Some(self.user_record(name).await?.id),
             None => None,
         };
-        self.page(user, after, limit).await
+        self.page(user, search).await
     }
 
-    /// One key, the caller's own or, for an administrator, anybody's.
+    /// One of the caller's keys.
     ///
     /// # Errors
     /// `NotFound`, also for another user's key.
     pub async fn key(&self, actor: &Principal, id: &KeyId) -> Result<Key, ServiceError> {
-        let (record, user) = self.0.records.key(id).await?.ok_or(ServiceError::NotFound("API key"))?;
-        if record.user != actor.user && !actor.is_admin {
-            return Err(ServiceError::NotFound("API key"));
-        }
+        let (record, user) = self.key_record(actor, id, Standpoint::Owner).await?;
         Ok(self.key_view(record, user.name))
     }
 
-    /// Ends a key at once, the caller's own or, for an administrator, anybody's.
+    /// Anybody's key, for an administrator.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`.
+    pub async fn any_key(&self, actor: &Principal, id: &KeyId) -> Result<Key, ServiceError> {
+        let (record, user) = self.key_record(actor, id, Standpoint::Administrator).await?;
+        Ok(self.key_view(record, user.name))
+    }
+
+    /// Ends one of the caller's keys at once. Keys that it made stay.
     ///
     /// # Errors
     /// `NotFound`, also for another user's key and for one that is revoked already.
     pub async fn revoke_key(&self, actor: &Principal, id: &KeyId) -> Result<Key, ServiceError> {
+        self.revoke(actor, id, Standpoint::Owner).await
+    }
+
+    /// Ends anybody's key at once, by an administrator.
+    ///
+    /// # Errors
+    /// `Forbidden`; `NotFound`, also for one that is revoked already.
+    pub async fn revoke_any_key(&self, actor: &Principal, id: &KeyId) -> Result<Key, ServiceError> {
+        self.revoke(actor, id, Standpoint::Administrator).await
+    }
+
+    async fn revoke(&self, actor: &Principal, id: &KeyId, standpoint: Standpoint) -> Result<Key, ServiceError> {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
-            let (mut record, user) = self.0.records.key(id).await?.ok_or(ServiceError::NotFound("API key"))?;
-            let is_theirs = record.user == actor.user || actor.is_admin;
-            if !is_theirs || record.revoked_at_us.is_some() {
+            let (mut record, user) = self.key_record(actor, id, standpoint).await?;
+            if record.revoked_at_us.is_some() {
                 return Err(ServiceError::NotFound("API key"));
             }
             record.revoked_at_us = Some(self.0.clock.now_us());
@@ -210,18 +175,56 @@ impl Governor {
         Err(busy())
     }
 
-    async fn page(
+    /// A key that the caller may see from that standpoint.
+    pub(super) async fn key_record(
         &self,
-        user: Option<UserId>,
-        after: Option<KeyId>,
-        limit: Option<u32>,
-    ) -> Result<KeyPage, ServiceError> {
-        let wanted = limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+        actor: &Principal,
+        id: &KeyId,
+        standpoint: Standpoint,
+    ) -> Result<(KeyRecord, UserRecord), ServiceError> {
+        if standpoint == Standpoint::Administrator {
+            require_admin(actor)?;
+        }
+        let found = self.0.records.key(id).await?;
+        found
+            .filter(|(key, _)| standpoint == Standpoint::Administrator || key.user == actor.user)
+            .ok_or(ServiceError::NotFound("API key"))
+    }
+
+    async fn page(&self, user: Option<UserId>, search: &KeySearch) -> Result<KeyPage, ServiceError> {
+        let wanted = search.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
         // One more than wanted tells whether there is a next page.
-        let mut records = self.0.records.keys(&KeyFilter { user, after, limit: wanted + 1 }).await?;
+        let filter = KeyFilter { user, limit: wanted + 1, ..self.filter(search)? };
+        let mut records = self.0.records.keys(&filter).await?;
         let has_more = records.len() > wanted as usize;
         records.truncate(wanted as usize);
-        let next = records.last().filter(|_| has_more).map(|key| key.id.clone());
+        let next = records.last().filter(|_| has_more).map(|key| KeyCursor::at(key, search.sort).to_text());
+        Ok(KeyPage { keys: self.views(records).await?, next })
+    }
+
+    fn filter(&self, search: &KeySearch) -> Result<KeyFilter, ServiceError> {
+        let cursor = |text: &String| {
+            let message = "`cursor` is not one that a list in this order gave";
+            KeyCursor::parse(text, search.sort).ok_or_else(|| ServiceError::invalid("cursor", message))
+        };
+        Ok(KeyFilter {
+            user: None,
+            statuses: search.statuses.clone(),
+            name_contains: search.name_contains.clone().filter(|part| !part.is_empty()),
+            labels: search.labels.clone(),
+            created_from_us: search.created_from_us,
+            created_before_us: search.created_before_us,
+            with_ephemeral: search.with_ephemeral,
+            sort: search.sort,
+            is_ascending: search.is_ascending,
+            after: search.cursor.as_ref().map(cursor).transpose()?,
+            now_us: self.0.clock.now_us(),
+            limit: 0,
+        })
+    }
+
+    /// Keys with the names of their owners.
+    pub(super) async fn views(&self, records: Vec<KeyRecord>) -> Result<Vec<Key>, ServiceError> {
         let mut names: BTreeMap<UserId, String> = BTreeMap::new();
         let mut keys = Vec::with_capacity(records.len());
         for record in records {
@@ -234,112 +237,14 @@ impl Governor {
             names.insert(record.user, name.clone());
             keys.push(self.key_view(record, name));
         }
-        Ok(KeyPage { keys, next })
+        Ok(keys)
     }
 
-    /// The key the caller came with, to make another credential with; it may have ended since then.
-    pub(super) async fn parent(&self, actor: &Principal) -> Result<Option<KeyRecord>, ServiceError> {
-        require_maker(actor)?;
-        let Some(id) = &actor.key else { return Ok(None) };
-        match self.0.records.key(id).await? {
-            Some((key, user)) if user.active && key.is_live(self.0.clock.now_us()) => Ok(Some(key)),
-            _ => Err(ServiceError::Forbidden("Access denied. The key in use is no longer valid.".into())),
-        }
-    }
-
-    async fn new_key(
-        &self,
-        user: &UserRecord,
-        parent: Option<&KeyRecord>,
-        new: &NewKey,
-    ) -> Result<(KeyRecord, Secret), ServiceError> {
-        check_new(new)?;
+    pub(super) fn key_view(&self, record: KeyRecord, user_name: String) -> Key {
         let now_us = self.0.clock.now_us();
-        let (models, expires_at_us) = self.inherit(parent, new, now_us)?;
-        let most = self.0.config.keys_max_per_user;
-        if self.0.records.live_keys(user.id, now_us).await? >= most {
-            return Err(ServiceError::Conflict(format!("a user may have at most {most} API keys: revoke one first")));
-        }
-        let fresh = keys::mint().map_err(|error| {
-            ServiceError::Unavailable(StoreError::Unavailable {
-                operation: "make a key",
-                message: error.to_string().into(),
-            })
-        })?;
-        let limits = new.limits.iter().cloned().map(|limit| Limit { scope: Scope::Key, ..limit }).collect::<Vec<_>>();
-        check_limits(&limits).map_err(|error| ServiceError::invalid("limits", error))?;
-        let record = KeyRecord {
-            id: fresh.id,
-            digest: fresh.digest,
-            user: user.id,
-            name: new.name.clone(),
-            description: new.description.clone(),
-            labels: new.labels.clone(),
-            models,
-            limits,
-            parent: parent.map(|key| key.id.clone()),
-            is_bootstrap: false,
-            created_at_us: now_us,
-            expires_at_us: Some(expires_at_us),
-            revoked_at_us: None,
-            last_used_at_us: None,
-        };
-        Ok((record, fresh.text))
-    }
-
-    /// A credential never makes a stronger one: models and life are cut to the parent's.
-    fn inherit(
-        &self,
-        parent: Option<&KeyRecord>,
-        new: &NewKey,
-        now_us: i64,
-    ) -> Result<(Option<Vec<String>>, i64), ServiceError> {
-        let config = &self.0.config;
-        let life = new.expires_in.unwrap_or(config.key_default_life);
-        if life.is_zero() || life > config.key_longest_life {
-            let days = config.key_longest_life.as_secs() / 86_400;
-            return Err(ServiceError::invalid(
-                "expires_in",
-                format!("`expires_in` must be longer than 0 and at most {days}d"),
-            ));
-        }
-        let ends_us = now_us.saturating_add(micros(life));
-        let Some(parent) = parent else {
-            return Ok((new.models.clone(), ends_us));
-        };
-        if !parent.limits.is_empty() {
-            return Err(ServiceError::Forbidden(
-                "Access denied. A key with limits of its own cannot make other keys.".into(),
-            ));
-        }
-        let models = match (&parent.models, &new.models) {
-            (None, wanted) => wanted.clone(),
-            (Some(allowed), None) => Some(allowed.clone()),
-            (Some(allowed), Some(wanted)) => {
-                if let Some(beyond) = wanted.iter().find(|model| !allowed.contains(model)) {
-                    let message = format!("Access denied. The key in use does not allow model `{beyond}`.");
-                    return Err(ServiceError::Forbidden(message));
-                }
-                Some(wanted.clone())
-            }
-        };
-        Ok((models, parent.expires_at_us.map_or(ends_us, |parent_ends_us| ends_us.min(parent_ends_us))))
-    }
-
-    fn issued(&self, record: KeyRecord, user: &UserRecord, secret: Secret) -> Issued {
-        Issued { key: self.key_view(record, user.name.clone()), secret }
-    }
-
-    fn key_view(&self, record: KeyRecord, user_name: String) -> Key {
-        let status = if record.revoked_at_us.is_some() {
-            KeyStatus::Revoked
-        } else if record.is_live(self.0.clock.now_us()) {
-            KeyStatus::Active
-        } else {
-            KeyStatus::Expired
-        };
         Key {
             prefix: keys::visible_prefix(&record.id),
+            status: record.status(now_us),
             id: record.id,
             user: record.user,
             user_name,
@@ -348,11 +253,14 @@ impl Governor {
             labels: record.labels,
             models: record.models,
             limits: record.limits,
-            status,
+            terms_by: record.terms_by,
+            parent: record.parent,
+            is_ephemeral: record.is_ephemeral,
             created_at_us: record.created_at_us,
             expires_at_us: record.expires_at_us,
             revoked_at_us: record.revoked_at_us,
             last_used_at_us: record.last_used_at_us,
+            previous_until_us: record.previous.map(|previous| previous.until_us).filter(|until_us| now_us < *until_us),
         }
     }
 
@@ -371,21 +279,4 @@ impl Governor {
         };
         by_id.ok_or(ServiceError::NotFound("user"))
     }
-}
-
-fn check_new(new: &NewKey) -> Result<(), ServiceError> {
-    check_text("name", &new.name, 100)?;
-    check_free_text("description", new.description.as_deref().unwrap_or_default(), 1000)?;
-    if new.labels.len() > 32 {
-        return Err(ServiceError::invalid("labels", "`labels` must have at most 32 entries"));
-    }
-    for (label, value) in &new.labels {
-        check_text("labels", label, 100)?;
-        check_free_text("labels", value, 200)?;
-    }
-    let models = new.models.as_deref().unwrap_or_default();
-    if models.len() > 1000 {
-        return Err(ServiceError::invalid("models", "`models` must have at most 1000 entries"));
-    }
-    models.iter().try_for_each(|model| check_text("models", model, 253))
 }

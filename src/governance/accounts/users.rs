@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::commit::{ATTEMPTS, busy, require_admin};
 use crate::governance::error::ServiceError;
 use crate::governance::governor::Governor;
-use crate::governance::policy::Principal;
+use crate::governance::policy::{ADMINS, Principal};
 use crate::governance::ports::Change;
 use crate::governance::records::{LOCAL_ISSUER, Membership, MembershipSource, UserId, UserRecord};
 use crate::governance::tiers::is_group_name;
@@ -87,7 +87,7 @@ impl Governor {
     /// Changes groups or deactivates; effective on the next request.
     ///
     /// # Errors
-    /// `Forbidden`, `Invalid`, `NotFound`.
+    /// `Forbidden`, `Invalid`, `NotFound`; `Conflict` for the caller's own administration and the last administrator's.
     pub async fn update_user(
         &self,
         actor: &Principal,
@@ -98,12 +98,17 @@ impl Governor {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let mut user = self.user_record(name).await?;
+            let before = user.clone();
             if let Some(groups) = &patch.groups {
                 user.groups.retain(|membership| membership.source != MembershipSource::Local);
                 user.groups.extend(local_groups(groups)?);
                 user.groups.sort();
             }
+            let was_admin = is_admin(&before);
             user.active = patch.active.unwrap_or(user.active);
+            if was_admin && !is_admin(&user) {
+                self.check_may_lose(actor, &before).await?;
+            }
             if self.commit(actor.author(), &tables, vec![Change::PutUser(user.clone())]).await? {
                 return Ok(user);
             }
@@ -114,14 +119,14 @@ impl Governor {
     /// Forgets a user and revokes their keys; ledger rows stay.
     ///
     /// # Errors
-    /// `Forbidden`, `NotFound`, `Conflict` for the caller's own user.
+    /// `Forbidden`, `NotFound`, `Conflict` for the caller's own user and the last administrator.
     pub async fn delete_user(&self, actor: &Principal, name: &str) -> Result<UserRecord, ServiceError> {
         require_admin(actor)?;
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let user = self.user_record(name).await?;
-            if user.id == actor.user {
-                return Err(ServiceError::Conflict("you cannot delete the user you are".into()));
+            if is_admin(&user) || user.id == actor.user {
+                self.check_may_lose(actor, &user).await?;
             }
             let at_us = self.0.clock.now_us();
             let changes = vec![Change::RevokeKeysOf { user: user.id, at_us }, Change::DeleteUser(user.id)];
@@ -130,6 +135,21 @@ impl Governor {
             }
         }
         Err(busy())
+    }
+
+    /// That an administrator goes is fine as long as another one stays, and somebody else decides it.
+    async fn check_may_lose(&self, actor: &Principal, user: &UserRecord) -> Result<(), ServiceError> {
+        if user.id == actor.user {
+            let message =
+                "you cannot lock yourself out: let another administrator do it, make one first if there is none";
+            return Err(ServiceError::Conflict(message.into()));
+        }
+        let admins = self.0.records.active_members(ADMINS).await?;
+        if admins.iter().all(|admin| *admin == user.id) {
+            let message = format!("`{}` is the last administrator: put another user into `{ADMINS}` first", user.name);
+            return Err(ServiceError::Conflict(message));
+        }
+        Ok(())
     }
 
     /// Groups that anybody has named, to pick from: by name, after a name, at most `limit` (100).
@@ -164,6 +184,10 @@ impl Governor {
         }
         Err(busy())
     }
+}
+
+fn is_admin(user: &UserRecord) -> bool {
+    user.active && user.groups.iter().any(|membership| membership.group == ADMINS)
 }
 
 fn check_name(name: &str) -> Result<(), ServiceError> {

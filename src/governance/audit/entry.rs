@@ -141,7 +141,8 @@ fn key_entry(old: &KeyRecord, new: &KeyRecord) -> Entry {
     }
     let verb = match (old.revoked_at_us, new.revoked_at_us) {
         (None, Some(_)) => "key.revoke",
-        _ if is_replaced => "key.replace",
+        _ if is_replaced && new.is_bootstrap => "key.replace",
+        _ if is_replaced => "key.rotate",
         _ => "key.update",
     };
     Entry::update(verb, format!("key/{}", new.id), before, after)
@@ -181,7 +182,9 @@ fn key_view(key: &KeyRecord) -> Value {
     json!({
         "id": key.id.as_str(), "user": key.user.to_string(), "name": key.name, "description": key.description,
         "labels": key.labels, "models": key.models, "limits": key.limits,
-        "parent": key.parent.as_ref().map(KeyId::as_str), "bootstrap": key.is_bootstrap,
+        "limits_set_by": key.terms_by.as_str(), "parent": key.parent.as_ref().map(KeyId::as_str),
+        "bootstrap": key.is_bootstrap, "ephemeral": key.is_ephemeral,
+        "previous_secret_until": key.previous.map(|previous| moment(previous.until_us)),
         "created_at": moment(key.created_at_us), "expires_at": key.expires_at_us.map(moment),
         "revoked_at": key.revoked_at_us.map(moment),
     })
@@ -228,7 +231,7 @@ mod tests {
 
     use super::*;
     use crate::governance::keys;
-    use crate::governance::records::UserId;
+    use crate::governance::records::{SetBy, UserId};
     use crate::governance::tiers;
 
     fn key() -> KeyRecord {
@@ -236,13 +239,16 @@ mod tests {
         KeyRecord {
             id: fresh.id,
             digest: fresh.digest,
+            previous: None,
             user: UserId(Uuid::nil()),
             name: "k".into(),
             description: None,
             labels: Default::default(),
             models: None,
             limits: Vec::new(),
+            terms_by: SetBy::Owner,
             parent: None,
+            is_ephemeral: false,
             is_bootstrap: false,
             created_at_us: 0,
             expires_at_us: None,
@@ -277,7 +283,7 @@ mod tests {
         let old = key();
         let new = KeyRecord { digest: [7; 32], ..old.clone() };
         let told = entry(&Change::PutKey(new.clone()), &Found::Key(old.clone())).expect("told");
-        assert_eq!(told.action, "key.replace");
+        assert_eq!(told.action, "key.rotate");
         assert_eq!(told.after.as_ref().expect("after")["secret"], "replaced");
         let text = format!("{told:?}");
         let hex = |digest: [u8; 32]| digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::report::{Amounts, Report, Tally, Verdict};
 use super::stage::Stage;
 use crate::governance::calendar;
+use crate::governance::identity::LINEAGE_MAX;
 use crate::governance::limits::{Limit, Window};
 use crate::governance::policy::{AUTHENTICATED, Plan, Policy};
 use crate::governance::ports::{
@@ -50,7 +51,7 @@ pub struct RowRange {
 /// What a replay reads: a store, or a data directory beside a running server.
 #[async_trait]
 pub trait Past: Send + Sync {
-    /// A key and the keys that made it, whose limits hold for it too; empty when it is forgotten.
+    /// A key; `None` when it is forgotten.
     async fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError>;
     /// Every limit that a key has.
     async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError>;
@@ -261,11 +262,8 @@ impl<'a> Replay<'a> {
             let leads_there = |group: &&String| leads_to(group) == Some(tier);
             groups.extend(tier.groups.iter().find(leads_there).cloned());
         }
-        let own = match &request.key {
-            Some(id) => self.past.key(id).await?,
-            None => None,
-        };
-        let policy = Arc::new(Policy::new(&self.tables, request.user, &groups, own.as_ref(), &self.instance));
+        let lineage = lineage(self.past, request.key.clone()).await?;
+        let policy = Arc::new(Policy::new(&self.tables, request.user, &groups, &lineage, &self.instance));
         if self.policies.len() >= POLICIES_MAX {
             self.policies.clear();
         }
@@ -437,4 +435,17 @@ fn whole(row: &LedgerRecord) -> Extent {
         completion_tokens: row.usage.completion_tokens,
         cost_nano_usd: row.cost_nano_usd,
     }
+}
+
+/// A key and the keys that made it, whose terms hold for it too; empty when it is forgotten.
+async fn lineage(past: &dyn Past, key: Option<KeyId>) -> Result<Vec<KeyRecord>, StoreError> {
+    let (mut lineage, mut next) = (Vec::new(), key);
+    while lineage.len() <= LINEAGE_MAX
+        && let Some(id) = next.take()
+        && let Some(key) = past.key(&id).await?
+    {
+        next = key.parent.clone();
+        lineage.push(key);
+    }
+    Ok(lineage)
 }

@@ -4,6 +4,7 @@ mod audit;
 mod books;
 mod group;
 mod journal;
+mod keys;
 mod ledger;
 mod notices;
 mod open;

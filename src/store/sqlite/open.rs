@@ -104,6 +104,7 @@ fn make_private(folder: &Path) -> std::io::Result<()> {
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("../migrations/0001_start.sql")),
     (2, "audit", include_str!("../migrations/0002_audit.sql")),
+    (3, "keys", include_str!("../migrations/0003_keys.sql")),
     (4, "money", include_str!("../migrations/0004_money.sql")),
     (5, "tokens", include_str!("../migrations/0005_tokens.sql")),
     (7, "notices", include_str!("../migrations/0007_notices.sql")),

@@ -1,4 +1,4 @@
-//! Users, groups, keys, tiers and models: reading them, and changing them under one version.
+//! Users, groups, tiers and models: reading them, and changing them under one version.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,14 +8,11 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use super::audit::Log;
 use super::journal::{begin, end};
-use super::rows::{self, column, failed, to_hex, to_i64, to_json};
-use super::signing_keys;
-use crate::governance::Limit;
-use crate::governance::ports::{Change, Edit, KeyFilter, PolicyTables, StoreError};
+use super::rows::{self, column, failed, to_i64, to_json};
+use super::{keys, signing_keys};
+use crate::governance::ports::{Change, Edit, PolicyTables, StoreError};
 use crate::governance::pricing::{PriceList, PriceRecord};
-use crate::governance::records::{
-    KeyId, KeyRecord, Membership, MembershipSource, ModelRecord, TierRecord, UserId, UserRecord,
-};
+use crate::governance::records::{Membership, MembershipSource, ModelRecord, TierRecord, UserId, UserRecord};
 
 const READ: &str = "read the policy";
 const CHANGE: &str = "change the policy";
@@ -61,7 +58,7 @@ async fn apply(connection: &mut SqliteConnection, change: Change) -> Result<(), 
             sqlx::query("DELETE FROM user_groups WHERE user_id = $1").bind(&id).execute(&mut *connection).await?;
             sqlx::query("DELETE FROM users WHERE id = $1").bind(&id).execute(connection).await.map(drop)
         }
-        Change::PutKey(key) => put_key(connection, &key).await,
+        Change::PutKey(key) => keys::put(connection, &key).await,
         Change::RevokeKeysOf { user, at_us } => {
             sqlx::query("UPDATE api_keys SET revoked_at_us = $1 WHERE user_id = $2 AND revoked_at_us IS NULL")
                 .bind(at_us)
@@ -142,35 +139,6 @@ async fn put_user(connection: &mut SqliteConnection, user: &UserRecord) -> Resul
     Ok(())
 }
 
-async fn put_key(connection: &mut SqliteConnection, key: &KeyRecord) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO api_keys (id, digest, user_id, name, description, labels, models, limits, parent, is_bootstrap, \
-         created_at_us, expires_at_us, revoked_at_us, last_used_at_us) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) \
-         ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, user_id = excluded.user_id, name = excluded.name, \
-         description = excluded.description, labels = excluded.labels, models = excluded.models, limits = excluded.limits, \
-         created_at_us = excluded.created_at_us, expires_at_us = excluded.expires_at_us, \
-         revoked_at_us = excluded.revoked_at_us",
-    )
-    .bind(key.id.as_str())
-    .bind(to_hex(&key.digest))
-    .bind(key.user.to_string())
-    .bind(&key.name)
-    .bind(&key.description)
-    .bind(to_json(&key.labels))
-    .bind(key.models.as_ref().map(to_json))
-    .bind(to_json(&key.limits))
-    .bind(key.parent.as_ref().map(KeyId::to_string))
-    .bind(i64::from(key.is_bootstrap))
-    .bind(key.created_at_us)
-    .bind(key.expires_at_us)
-    .bind(key.revoked_at_us)
-    .bind(key.last_used_at_us)
-    .execute(connection)
-    .await
-    .map(drop)
-}
-
 async fn put_tier(connection: &mut SqliteConnection, tier: &TierRecord) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO tiers (name, display_name, description, level, member_groups, limits, weight, origin, position) \
@@ -234,57 +202,6 @@ pub(super) async fn tables(pool: &SqlitePool) -> Result<PolicyTables, StoreError
     })
 }
 
-pub(super) async fn key(pool: &SqlitePool, id: &KeyId) -> Result<Option<(KeyRecord, UserRecord)>, StoreError> {
-    let select = sqlx::query("SELECT * FROM api_keys WHERE id = $1").bind(id.as_str());
-    let Some(row) = select.fetch_optional(pool).await.map_err(failed("look up a key"))? else {
-        return Ok(None);
-    };
-    let key = rows::key(&row)?;
-    Ok(user(pool, key.user).await?.map(|user| (key, user)))
-}
-
-pub(super) async fn keys(pool: &SqlitePool, filter: &KeyFilter) -> Result<Vec<KeyRecord>, StoreError> {
-    let select = sqlx::query(
-        "SELECT * FROM api_keys WHERE ($1 IS NULL OR user_id = $1) AND ($2 IS NULL OR \
-         (created_at_us, id) < (SELECT created_at_us, id FROM api_keys WHERE id = $2)) \
-         ORDER BY created_at_us DESC, id DESC LIMIT $3",
-    )
-    .bind(filter.user.map(|user| user.to_string()))
-    .bind(filter.after.as_ref().map(KeyId::to_string))
-    .bind(i64::from(filter.limit));
-    let found = select.fetch_all(pool).await.map_err(failed("list keys"))?;
-    found.iter().map(rows::key).collect()
-}
-
-/// Every limit that a key has, each once.
-pub(super) async fn limits_of_keys(pool: &SqlitePool) -> Result<Vec<Limit>, StoreError> {
-    let select = sqlx::query("SELECT DISTINCT limits FROM api_keys WHERE limits <> '[]'");
-    let mut limits: Vec<Limit> = Vec::new();
-    for row in &select.fetch_all(pool).await.map_err(failed("list limits of keys"))? {
-        for limit in rows::limits(row)? {
-            if !limits.contains(&limit) {
-                limits.push(limit);
-            }
-        }
-    }
-    Ok(limits)
-}
-
-pub(super) async fn live_keys(pool: &SqlitePool, user: UserId, now_us: i64) -> Result<u64, StoreError> {
-    let select = sqlx::query(
-        "SELECT COUNT(*) AS live FROM api_keys WHERE user_id = $1 AND revoked_at_us IS NULL \
-         AND (expires_at_us IS NULL OR expires_at_us > $2)",
-    );
-    let row = select.bind(user.to_string()).bind(now_us).fetch_one(pool).await.map_err(failed("count keys"))?;
-    rows::count(&row, "count of keys", "live")
-}
-
-pub(super) async fn bootstrap_keys(pool: &SqlitePool) -> Result<Vec<KeyRecord>, StoreError> {
-    let select = sqlx::query("SELECT * FROM api_keys WHERE is_bootstrap = 1 AND revoked_at_us IS NULL");
-    let found = select.fetch_all(pool).await.map_err(failed("look up the bootstrap key"))?;
-    found.iter().map(rows::key).collect()
-}
-
 pub(super) async fn user(pool: &SqlitePool, id: UserId) -> Result<Option<UserRecord>, StoreError> {
     let select = sqlx::query("SELECT * FROM users WHERE id = $1").bind(id.to_string());
     with_groups(pool, select.fetch_optional(pool).await.map_err(failed("look up a user"))?).await
@@ -333,6 +250,15 @@ pub(super) async fn users(pool: &SqlitePool, after: Option<&str>, limit: u32) ->
         user.groups = groups.remove(&user.id).unwrap_or_default();
     }
     Ok(users)
+}
+
+pub(super) async fn active_members(pool: &SqlitePool, group: &str) -> Result<Vec<UserId>, StoreError> {
+    let select = sqlx::query(
+        "SELECT DISTINCT users.id FROM users JOIN user_groups ON user_groups.user_id = users.id \
+         WHERE users.active = 1 AND user_groups.group_name = $1 ORDER BY users.id",
+    );
+    let found = select.bind(group).fetch_all(pool).await.map_err(failed("list the members of a group"))?;
+    found.iter().map(|row| rows::user_id(row, "user", "id")).collect()
 }
 
 pub(super) async fn groups(pool: &SqlitePool, after: Option<&str>, limit: u32) -> Result<Vec<String>, StoreError> {

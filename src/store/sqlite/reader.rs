@@ -8,7 +8,7 @@ use sqlx::{ConnectOptions, Row, SqlitePool};
 
 use super::open::DATABASE;
 use super::rows::failed;
-use super::{audit, books, ledger, policy, usage};
+use super::{audit, books, keys, ledger, policy, usage};
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{PolicyTables, RollUpDifference, RowRange, StoreError, UsageQuery, UsageSum};
 use crate::governance::reconcile::Books;
@@ -81,11 +81,11 @@ impl LedgerReader {
 #[async_trait]
 impl Past for LedgerReader {
     async fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        Ok(policy::key(&self.pool, id).await?.map(|(key, _)| key))
+        Ok(keys::key(&self.pool, id).await?.map(|(key, _)| key))
     }
 
     async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError> {
-        policy::limits_of_keys(&self.pool).await
+        keys::limits(&self.pool).await
     }
 
     async fn rows(&self, range: RowRange) -> Result<Vec<LedgerRecord>, StoreError> {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::open::SqliteRecords;
-use super::{audit, books, ledger, notices, policy, signing_keys, usage};
+use super::{audit, books, keys, ledger, notices, policy, signing_keys, usage};
 use crate::governance::Limit;
 use crate::governance::audit::{AuditFilter, AuditRow};
 use crate::governance::ports::{
@@ -26,19 +26,19 @@ impl Records for SqliteRecords {
     }
 
     async fn key(&self, id: &KeyId) -> Result<Option<(KeyRecord, UserRecord)>, StoreError> {
-        policy::key(&self.pool, id).await
+        keys::key(&self.pool, id).await
     }
 
     async fn keys(&self, filter: &KeyFilter) -> Result<Vec<KeyRecord>, StoreError> {
-        policy::keys(&self.pool, filter).await
+        keys::search(&self.pool, filter).await
     }
 
     async fn live_keys(&self, user: UserId, now_us: i64) -> Result<u64, StoreError> {
-        policy::live_keys(&self.pool, user, now_us).await
+        keys::live(&self.pool, user, now_us).await
     }
 
     async fn bootstrap_keys(&self) -> Result<Vec<KeyRecord>, StoreError> {
-        policy::bootstrap_keys(&self.pool).await
+        keys::bootstrap(&self.pool).await
     }
 
     async fn user(&self, id: UserId) -> Result<Option<UserRecord>, StoreError> {
@@ -106,7 +106,7 @@ impl Records for SqliteRecords {
     }
 
     async fn limits_of_keys(&self) -> Result<Vec<Limit>, StoreError> {
-        policy::limits_of_keys(&self.pool).await
+        keys::limits(&self.pool).await
     }
 
     async fn charged_between(&self, start_us: i64, end_us: i64) -> Result<Vec<SubjectSum>, StoreError> {
@@ -131,6 +131,14 @@ impl Records for SqliteRecords {
 
     async fn touch_keys(&self, used: Vec<(KeyId, i64)>) -> Result<(), StoreError> {
         self.writer.touch(used).await
+    }
+
+    async fn active_members(&self, group: &str) -> Result<Vec<UserId>, StoreError> {
+        policy::active_members(&self.pool, group).await
+    }
+
+    async fn forget_ephemeral_keys(&self, ended_before_us: i64, limited_before_us: i64) -> Result<u64, StoreError> {
+        self.writer.forget_ephemeral_keys(ended_before_us, limited_before_us).await
     }
 
     async fn close(&self) {

@@ -13,8 +13,8 @@ use crate::governance::attribution::Attribution;
 use crate::governance::ports::StoreError;
 use crate::governance::pricing::{Price, PriceRecord};
 use crate::governance::records::{
-    KeyId, KeyRecord, LedgerRecord, ModelRecord, Published, RequestRecord, ReservationRecord, TierOrigin, TierRecord,
-    Usage, UserId,
+    KeyId, KeyRecord, LedgerRecord, ModelRecord, PreviousSecret, Published, RequestRecord, ReservationRecord, SetBy,
+    TierOrigin, TierRecord, Usage, UserId,
 };
 
 /// Names the operation that SQLite refused.
@@ -90,6 +90,7 @@ pub(super) fn subject_key(row: &SqliteRow) -> Result<Option<KeyId>, StoreError> 
 }
 
 const KEY: &str = "key";
+const NO_DIGEST: &str = "a digest is not 64 hexadecimal digits";
 
 pub(super) fn key(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
     let digest: &str = column(row, KEY, "digest")?;
@@ -97,14 +98,20 @@ pub(super) fn key(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
     let models = models.map(serde_json::from_str).transpose().map_err(|error| corrupt(KEY, error))?;
     Ok(KeyRecord {
         id: KeyId::from(column::<&str, _>(row, KEY, "id")?),
-        digest: from_hex(digest).ok_or_else(|| corrupt(KEY, "`digest` is not 64 hexadecimal digits"))?,
+        digest: from_hex(digest).ok_or_else(|| corrupt(KEY, NO_DIGEST))?,
+        previous: previous(row)?,
         user: user_id(row, KEY, "user_id")?,
         name: column(row, KEY, "name")?,
         description: column(row, KEY, "description")?,
         labels: json(row, KEY, "labels")?,
         models,
         limits: json(row, KEY, "limits")?,
+        terms_by: match column::<&str, _>(row, KEY, "terms_by")? {
+            "administrator" => SetBy::Administrator,
+            _ => SetBy::Owner,
+        },
         parent: key_id(row, KEY, "parent")?,
+        is_ephemeral: column::<i64, _>(row, KEY, "is_ephemeral")? != 0,
         is_bootstrap: column::<i64, _>(row, KEY, "is_bootstrap")? != 0,
         created_at_us: column(row, KEY, "created_at_us")?,
         expires_at_us: column(row, KEY, "expires_at_us")?,
@@ -116,6 +123,14 @@ pub(super) fn key(row: &SqliteRow) -> Result<KeyRecord, StoreError> {
 /// The limits of a key alone.
 pub(super) fn limits(row: &SqliteRow) -> Result<Vec<Limit>, StoreError> {
     json(row, KEY, "limits")
+}
+
+fn previous(row: &SqliteRow) -> Result<Option<PreviousSecret>, StoreError> {
+    let digest: Option<&str> = column(row, KEY, "previous_digest")?;
+    let until_us: Option<i64> = column(row, KEY, "previous_until_us")?;
+    let (Some(digest), Some(until_us)) = (digest, until_us) else { return Ok(None) };
+    let digest = from_hex(digest).ok_or_else(|| corrupt(KEY, NO_DIGEST))?;
+    Ok(Some(PreviousSecret { digest, until_us }))
 }
 
 const TIER: &str = "tier";

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::group::Group;
 use super::journal::Known;
 use super::rows::{failed, shared};
-use super::{journal, policy};
+use super::{journal, keys, policy};
 use crate::governance::ports::{Commit, Edit, JournalEntry, StoreError};
 use crate::governance::records::{KeyId, LedgerRecord};
 
@@ -21,6 +21,7 @@ enum Command {
     Journal(JournalEntry, Answer<()>),
     Change(u64, Edit, Answer<u64>),
     Touch(Vec<(KeyId, i64)>, Answer<()>),
+    ForgetKeys { ended_before_us: i64, limited_before_us: i64, answer: Answer<u64> },
     Close(oneshot::Sender<()>),
 }
 
@@ -58,6 +59,16 @@ impl Writer {
     pub(super) async fn touch(&self, used: Vec<(KeyId, i64)>) -> Result<(), StoreError> {
         let (answer, received) = oneshot::channel();
         let _ = self.0.send(Command::Touch(used, answer));
+        received.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    pub(super) async fn forget_ephemeral_keys(
+        &self,
+        ended_before_us: i64,
+        limited_before_us: i64,
+    ) -> Result<u64, StoreError> {
+        let (answer, received) = oneshot::channel();
+        let _ = self.0.send(Command::ForgetKeys { ended_before_us, limited_before_us, answer });
         received.await.unwrap_or(Err(StoreError::Closed))
     }
 
@@ -133,6 +144,9 @@ async fn write_other(connection: &mut SqliteConnection, command: Command) {
         Command::Touch(used, answer) => {
             let written = journal::touch(connection, &used).await.map_err(failed("note when keys were last used"));
             let _ = answer.send(written);
+        }
+        Command::ForgetKeys { ended_before_us, limited_before_us, answer } => {
+            let _ = answer.send(keys::forget_ephemeral(connection, ended_before_us, limited_before_us).await);
         }
         Command::Journal(..) | Command::Close(_) => {}
     }
