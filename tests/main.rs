@@ -3,6 +3,7 @@
 mod api_access;
 mod api_admin;
 mod api_clients;
+mod api_config;
 mod api_contract;
 mod api_cut;
 mod api_hostile;

@@ -10,7 +10,10 @@ use axum::extract::{Request as HttpRequest, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use futures::stream;
-use millgate::api::{self, Api, ApiParts, Lifecycle, ModelOrders, ModelState, Models, ReadyModel, ServedModel};
+use millgate::api::{
+    self, Api, ApiParts, Lifecycle, LiveSettings, ModelOrders, ModelState, Models, ReadyModel, ServedModel,
+    StartSettings,
+};
 use millgate::engine::fake::FakeModel;
 use millgate::engine::{self, CacheSalt, EngineHandle, Event, EventStream, FlowId, Request, RequestId, SamplingParams};
 use millgate::governance::ports::{Charge, CounterKey, Counters, Need, Records};
@@ -125,6 +128,13 @@ impl Ladder {
             orders: ModelOrders::channel().0,
             models,
             config: api::Config::default(),
+            settings: LiveSettings::new(StartSettings {
+                document: json!({}),
+                keys: Vec::new(),
+                secrets: Vec::new(),
+                check_filter: Box::new(|_| Err("there is no log".to_owned())),
+                tasks: self.tasks.clone(),
+            }),
             clock: Arc::new(SystemClock::new()),
             metrics: Arc::new(Metrics::new()),
             tracer: Tracer::off(),

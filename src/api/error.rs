@@ -162,6 +162,12 @@ impl ApiError {
         self
     }
 
+    /// Names the field to blame.
+    pub(crate) fn with_param(mut self, param: &str) -> Self {
+        self.0.param = Some(param.to_owned());
+        self
+    }
+
     /// Tells clients whether repeating helps at all.
     pub(crate) fn with_should_retry(mut self, should_retry: bool) -> Self {
         self.0.should_retry = Some(should_retry);

@@ -16,6 +16,7 @@ mod input;
 mod json;
 mod lifecycle;
 mod limits;
+mod live_settings;
 mod load_progress;
 mod model_orders;
 mod models;
@@ -35,6 +36,7 @@ pub(crate) mod usage;
 
 pub use config::Config;
 pub use lifecycle::Lifecycle;
+pub use live_settings::{ApplyFilter, CheckFilter, LiveSettings, StartSettings};
 pub use load_progress::LoadProgress;
 pub use model_orders::{Answer, KeptSettings, ModelOrder, ModelOrders, ModelSpec, OrderError};
 pub use models::{ModelState, Models, ReadyModel, ServedModel};

@@ -85,6 +85,8 @@ use super::{
         admin::notices::list_notices,
         admin::prices::list_prices,
         admin::prices::put_prices,
+        admin::settings::get_config,
+        admin::settings::put_config,
         usage::report::own_usage,
         usage::report::all_usage,
         reconciliation::reconciliation,

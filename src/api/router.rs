@@ -146,6 +146,8 @@ fn administration() -> Vec<Route> {
         delete("/admin/v1/api-keys/{id}", Admin, admin::revoke_any_key),
         get("/admin/v1/prices", Admin, admin::list_prices),
         put("/admin/v1/prices", Admin, admin::put_prices),
+        get("/admin/v1/config", Admin, admin::get_config),
+        put("/admin/v1/config", Admin, admin::put_config),
         get("/admin/v1/usage", Admin, usage::all_usage),
         get("/admin/v1/notices", Admin, admin::list_notices),
         get("/admin/v1/reconciliation", Admin, reconciliation::reconciliation),
@@ -159,13 +161,9 @@ fn administration() -> Vec<Route> {
 
 /// What the contract names and a later version answers.
 fn later() -> Vec<Route> {
-    use Access::{Admin, Caller};
     let post_only = ["/v1/embeddings", "/v1/responses", "/v1/messages", "/tokenize", "/detokenize"];
-    let admin_gets = ["/admin/v1/config"];
-    let mut routes = vec![put("/admin/v1/config", Admin, not_yet)];
-    routes.extend(post_only.iter().map(|path| post(path, Caller, not_yet)));
-    routes.extend(admin_gets.iter().map(|path| get(path, Admin, not_yet)));
-    routes.into_iter().map(|route| Route { is_supported: false, ..route }).collect()
+    let routes = post_only.iter().map(|path| post(path, Access::Caller, not_yet));
+    routes.map(|route| Route { is_supported: false, ..route }).collect()
 }
 
 /// The main listener's router.

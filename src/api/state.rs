@@ -7,6 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::config::Config;
 use super::lifecycle::Lifecycle;
+use super::live_settings::LiveSettings;
 use super::model_orders::ModelOrders;
 use super::models::Models;
 use crate::governance::{Clock, Governor};
@@ -22,6 +23,8 @@ pub struct ApiParts {
     pub orders: ModelOrders,
     /// Settings.
     pub config: Config,
+    /// All settings of the server as administrators see them.
+    pub settings: LiveSettings,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
     /// Where figures go.

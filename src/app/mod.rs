@@ -4,6 +4,7 @@ mod declare;
 mod documents;
 mod first_models;
 mod fleet;
+mod live_settings;
 mod load;
 mod memory;
 mod model_spec;

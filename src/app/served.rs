@@ -19,6 +19,7 @@ use super::declare::declared;
 use super::documents::HttpDocuments;
 use super::first_models::{created_before, load_configured};
 use super::fleet::{Fleet, House};
+use super::live_settings::live_settings;
 use super::load;
 use super::slot::Slot;
 use super::summary::{ModelLine, Summary};
@@ -208,6 +209,7 @@ async fn found(
         models: Models::default(),
         orders,
         config: settings.api(),
+        settings: live_settings(settings, followers.clone()),
         clock,
         metrics,
         tracer: tracer.clone(),

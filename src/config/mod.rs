@@ -20,5 +20,5 @@ pub use notices::{NoticeSettings, SecretSource, WebhookSettings};
 pub use raw::{RawConfig, RawKvDtype, RawModel};
 pub use reference::{KEYS, Key, example_file, reference_page};
 pub use resolve::{HubSettings, ModelOrigin, ModelSettings, Overrides, Settings, WrongModel, resolve, resolve_model};
-pub use show::{effective_document, show};
+pub use show::{effective_document, environment_secrets, show};
 pub use units::{ByteSize, MemoryBound, Span, UnitError};

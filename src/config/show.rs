@@ -20,20 +20,24 @@ use super::units::Span;
 pub fn show(settings: &Settings) -> String {
     let raw = effective(settings);
     let mut text = toml::to_string(&raw).expect("the raw configuration holds only what TOML can");
-    let webhook = settings.notices.webhook.as_ref().and_then(|webhook| match &webhook.secret {
-        SecretSource::Given(secret) => Some(secret.clone()),
-        SecretSource::File(_) => None,
-    });
-    for (name, secret) in [
-        ("MILLGATE_WEBHOOK_SECRET", &webhook),
-        ("MILLGATE_ADMIN_KEY", &settings.admin_key),
-        ("HF_TOKEN", &settings.hub.token),
-    ] {
-        let state = secret.as_ref().map_or("not set", |_| "***");
+    for (name, is_set) in environment_secrets(settings) {
+        let state = if is_set { "***" } else { "not set" };
         let _ = write!(text, "\n# {name}: {state}");
     }
     text.push('\n');
     text
+}
+
+/// The secrets that come from the environment, and whether each is set.
+#[must_use]
+pub fn environment_secrets(settings: &Settings) -> Vec<(&'static str, bool)> {
+    let webhook = settings.notices.webhook.as_ref();
+    let has_secret = webhook.is_some_and(|webhook| matches!(webhook.secret, SecretSource::Given(_)));
+    vec![
+        ("MILLGATE_WEBHOOK_SECRET", has_secret),
+        ("MILLGATE_ADMIN_KEY", settings.admin_key.is_some()),
+        ("HF_TOKEN", settings.hub.token.is_some()),
+    ]
 }
 
 /// The same as a document, for the audit log: nothing that comes from the environment is in it.

@@ -3,8 +3,10 @@
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
 use super::redact::Redacting;
@@ -63,6 +65,12 @@ pub enum LogsError {
         #[source]
         source: tracing_subscriber::filter::ParseError,
     },
+    /// The filter could be read in another way than it was meant.
+    #[error("must be a level (off, error, warn, info, debug, trace) or `module=level` parts with commas between them")]
+    Unclear,
+    /// There is no log output whose filter could change.
+    #[error("the log output is not set up")]
+    NotInstalled,
     /// A second initialisation in one process.
     #[error("the log output is already set up")]
     Installed(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -80,13 +88,65 @@ pub fn init_logs(config: &Config) -> Result<(), LogsError> {
         .with_writer(Redacting(std::io::stderr))
         .with_target(false)
         .with_span_events(FmtSpan::NONE);
-    match config.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).compact().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(LogsError::Installed)?;
+    let replace: Replace = match config.format {
+        LogFormat::Text => {
+            let builder = builder.with_ansi(std::io::stderr().is_terminal()).compact().with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init().map_err(LogsError::Installed)?;
+            Box::new(move |filter| handle.reload(filter))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.try_init().map_err(LogsError::Installed)?;
+            Box::new(move |filter| handle.reload(filter))
+        }
+    };
+    // Set once: a second initialisation failed above.
+    let _ = REPLACE.set(replace);
     log_panics();
     Ok(())
+}
+
+type Replace = Box<dyn Fn(EnvFilter) -> Result<(), tracing_subscriber::reload::Error> + Send + Sync>;
+
+/// The log output is the process's, and so is the way to its filter.
+static REPLACE: OnceLock<Replace> = OnceLock::new();
+
+/// Longer filters are a mistake.
+const FILTER_MAX: usize = 1024;
+
+/// A filter that was checked and is not in effect yet.
+#[derive(Debug)]
+pub struct NextFilter(EnvFilter);
+
+/// Checks a filter for the running log output. Stricter than at the start: a misspelt level would be read as a module's
+/// name and silence the log.
+///
+/// # Errors
+/// [`LogsError::Filter`], [`LogsError::Unclear`], or [`LogsError::NotInstalled`] before [`init_logs`].
+pub fn check_log_filter(filter: &str) -> Result<NextFilter, LogsError> {
+    // An empty text parses as a level, too.
+    let is_level = |part: &str| !part.is_empty() && part.parse::<LevelFilter>().is_ok();
+    let is_clear = |part: &str| part.contains('=') || is_level(part);
+    if filter.len() > FILTER_MAX || !filter.split(',').all(|part| is_clear(part.trim())) {
+        return Err(LogsError::Unclear);
+    }
+    let next = EnvFilter::try_new(filter).map_err(|source| LogsError::Filter { filter: filter.to_owned(), source })?;
+    if REPLACE.get().is_none() {
+        return Err(LogsError::NotInstalled);
+    }
+    Ok(NextFilter(next))
+}
+
+impl NextFilter {
+    /// From now on this filter says what is written.
+    pub fn apply(self) {
+        // Fails only when the log output is gone, which is the process's.
+        if let Some(Err(error)) = REPLACE.get().map(|replace| replace(self.0)) {
+            tracing::error!(%error, "the log filter stays as it was");
+        }
+    }
 }
 
 /// A panic is a log line like any other: masked, in the format asked for.
@@ -120,5 +180,16 @@ mod tests {
         let config = Config { filter: "info,,=x=".to_owned(), ..Config::default() };
         let error = init_logs(&config).unwrap_err();
         assert!(error.to_string().contains("info,,=x="), "{error}");
+    }
+
+    #[test]
+    fn a_filter_for_the_running_log_whose_level_is_misspelt_is_refused() {
+        for filter in ["", "debgu", "info,millgate", &"info,".repeat(300)] {
+            assert!(matches!(check_log_filter(filter), Err(LogsError::Unclear)), "{filter}");
+        }
+        assert!(matches!(check_log_filter("millgate=loud"), Err(LogsError::Filter { .. })));
+        for filter in ["debug", "off", "info,millgate::engine=debug"] {
+            assert!(matches!(check_log_filter(filter), Err(LogsError::NotInstalled)), "{filter}");
+        }
     }
 }

@@ -8,7 +8,7 @@ mod redact;
 mod traces;
 
 pub use instruments::{Counter, Distribution, Family, Gauge, Histogram, OTHER};
-pub use logs::{Config, LogFormat, LogsError, init_logs};
+pub use logs::{Config, LogFormat, LogsError, NextFilter, check_log_filter, init_logs};
 pub use metrics::{EngineReading, Metrics, Sizes, Stages, Tenant, TokenClass};
 pub use page::PageFormat;
 pub use redact::{MASK, guard, redact};

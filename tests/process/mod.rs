@@ -5,6 +5,7 @@ mod crash;
 mod demo_model;
 mod disk_full;
 mod hostile_models;
+mod log_level;
 mod parallel;
 mod run_time_models;
 mod secrecy;

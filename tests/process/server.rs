@@ -75,6 +75,11 @@ impl ServerProcess {
         self.client.post(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY).json(body)
     }
 
+    /// A change with the administrator's key.
+    pub(super) fn put(&self, path: &str, body: &Value) -> reqwest::RequestBuilder {
+        self.client.put(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY).json(body)
+    }
+
     /// A request with the administrator's key.
     pub(crate) fn get(&self, path: &str) -> reqwest::RequestBuilder {
         self.client.get(format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY)

@@ -1,12 +1,13 @@
 //! Builds the server for a test and takes it down again.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millgate::api::{
-    self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, ModelState, Models, ReadyModel, ServedModel,
+    self, Api, ApiParts, ApplyFilter, Lifecycle, LiveSettings, ModelOrder, ModelOrders, ModelState, Models, ReadyModel,
+    ServedModel, StartSettings,
 };
 use millgate::app::HttpDocuments;
 use millgate::engine::fake::{FakeModel, FakeOptions};
@@ -73,6 +74,8 @@ pub(crate) struct TestApp {
     pub(crate) records: Arc<SqliteRecords>,
     pub(crate) engine: EngineHandle,
     pub(crate) lifecycle: Arc<Lifecycle>,
+    /// The log filters that were put into effect, in order.
+    pub(crate) log_filters: Arc<Mutex<Vec<String>>>,
     clock: Option<Arc<ManualClock>>,
     users: AtomicU32,
     stop: CancellationToken,
@@ -183,11 +186,13 @@ impl Builder {
         tasks.spawn(obey(desk, models.clone(), engine.clone()));
         let lifecycle = Arc::new(Lifecycle::default());
         let api_config = self.api.clone();
+        let log_filters = Arc::new(Mutex::new(Vec::new()));
         let api = Api::new(ApiParts {
             governor: governor.clone(),
             models,
             orders,
             config: self.api,
+            settings: LiveSettings::new(fixed_settings(log_filters.clone(), tasks.clone())),
             clock,
             metrics: Arc::new(Metrics::new()),
             tracer: self.tracer,
@@ -204,6 +209,7 @@ impl Builder {
             records,
             engine,
             lifecycle,
+            log_filters,
             clock: manual,
             users: AtomicU32::new(0),
             stop,
@@ -282,6 +288,34 @@ async fn obey(mut desk: mpsc::Receiver<ModelOrder>, models: Models, engine: Engi
         };
         // Whoever asked may have gone.
         drop(answer.send(Ok(())));
+    }
+}
+
+/// Settings that say nothing about the test server; the log filters go to `applied`, and `wrong` is a wrong one.
+fn fixed_settings(applied: Arc<Mutex<Vec<String>>>, tasks: TaskTracker) -> StartSettings {
+    StartSettings {
+        document: serde_json::json!({
+            "server": {"listen": "127.0.0.1:8080", "ops_listen": null},
+            "hub": {"endpoint": "https://ann:hush-hush@hub.example.com"},
+            "log": {"level": "info", "format": "text"},
+        }),
+        keys: vec![
+            ("server", "listen"),
+            ("server", "ops_listen"),
+            ("hub", "endpoint"),
+            ("log", "level"),
+            ("log", "format"),
+            ("models", "name"),
+        ],
+        secrets: vec![("MILLGATE_ADMIN_KEY", true), ("HF_TOKEN", false)],
+        check_filter: Box::new(move |filter| {
+            let (applied, filter) = (applied.clone(), filter.to_owned());
+            if filter == "wrong" {
+                return Err("is wrong".to_owned());
+            }
+            Ok(Box::new(move || applied.lock().unwrap().push(filter)) as ApplyFilter)
+        }),
+        tasks,
     }
 }
 

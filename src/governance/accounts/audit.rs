@@ -72,9 +72,22 @@ impl Governor {
     /// # Errors
     /// The store.
     pub async fn note_config(&self, config: &Value) -> Result<(), ServiceError> {
+        self.note_config_of(&Author::server(), config).await
+    }
+
+    /// Notes in the audit log that `actor` changes the running server's configuration to this.
+    ///
+    /// # Errors
+    /// `Forbidden`, the store.
+    pub async fn note_config_change(&self, actor: &Principal, config: &Value) -> Result<(), ServiceError> {
+        require_admin(actor)?;
+        self.note_config_of(&actor.author(), config).await
+    }
+
+    async fn note_config_of(&self, author: &Author, config: &Value) -> Result<(), ServiceError> {
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
-            if self.commit(Author::server(), &tables, vec![Change::NoteConfig(config.clone())]).await? {
+            if self.commit(author.clone(), &tables, vec![Change::NoteConfig(config.clone())]).await? {
                 return Ok(());
             }
         }
