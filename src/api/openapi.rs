@@ -101,7 +101,7 @@ use super::{
         openapi::openapi_json,
         docs_page::docs,
     ),
-    components(schemas(schema::ErrorBody)),
+    components(schemas(schema::ErrorBody, schema::KeySort, schema::SortOrder)),
 )]
 struct Listed;
 

@@ -19,7 +19,9 @@ pub(crate) use admin::{
     User, UserChange,
 };
 pub(crate) use audit::{AuditRow, AuditVerdict};
-pub(crate) use keys::{BulkRevocation, IssuedKey, Key, KeyChange, KeyQuery, NewKey, NewKeyFor, RevokeMany, Rotation};
+pub(crate) use keys::{
+    BulkRevocation, IssuedKey, Key, KeyChange, KeyQuery, KeySort, NewKey, NewKeyFor, RevokeMany, Rotation, SortOrder,
+};
 pub(crate) use models::{DeletedModel, Model, ModelChange, NewModel};
 pub(crate) use notices::Notice;
 pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCard, ModelCards, TextCompletion};
