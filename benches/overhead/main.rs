@@ -20,6 +20,10 @@ use clap::Parser;
 use load::{Load, Target, Timing};
 use rungs::Ladder;
 
+/// The program's own allocator, or the figures are not the program's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures what governance adds to a request.
 #[derive(Debug, Parser)]
 struct Args {
@@ -38,6 +42,9 @@ struct Args {
     /// Ask for whole answers instead of streams
     #[arg(long)]
     plain: bool,
+    /// Only the rungs whose name holds this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     /// Measure this server instead of the ladder
     #[arg(long, requires_all = ["key", "model"])]
     url: Option<String>,
@@ -67,7 +74,9 @@ async fn measure(args: &Args) {
         }
         _ => {
             let ladder = Ladder::start().await;
-            report(args, &load, &ladder.targets()).await;
+            let mut targets = ladder.targets();
+            targets.retain(|target| target.name.contains(&args.only));
+            report(args, &load, &targets).await;
             ladder.stop().await;
         }
     }
