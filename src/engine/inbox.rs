@@ -142,8 +142,9 @@ impl Inbox {
     pub(crate) fn closed(&self, serial: u64) {
         let mut state = self.lock();
         state.open.remove(&serial);
-        self.open.send_replace(state.open.len());
+        // Shown before it is told: who waited for the end looks at the figures next.
         self.figures.count(state.waiting_requests, state.open.len());
+        self.open.send_replace(state.open.len());
     }
 
     /// Shows the figures of the last step.
