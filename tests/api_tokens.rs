@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millgate::governance::{Config, ManualClock, NewKey, NewUser, UserPatch};
+use millgate::governance::{Config, ManualClock, NewKey, NewUser, Secret, UserPatch};
 use serde_json::{Value, json};
 
 use crate::governance_house::{House, NOON_US};
@@ -270,6 +270,26 @@ async fn tokens_survive_a_restart_and_their_keys_are_replaced_by_age() {
     assert!(house.authenticate(&token).await.is_some(), "the old key still verifies");
     house.clock.advance(2 * HOUR);
     assert!(house.authenticate(&token).await.is_none(), "its four hours are over");
+}
+
+#[tokio::test]
+async fn another_bootstrap_key_ends_the_tokens_of_the_one_before_and_a_revoked_one_stays_revoked() {
+    let with = |secret: &str| Config { admin_key: Some(Secret::new(secret)), ..Config::default() };
+    let leaked = Secret::new("the-first-secret-of-the-administrator");
+    let house = House::with(with(leaked.reveal())).await;
+    let thief = house.authenticate(&leaked).await.expect("the bootstrap key works");
+    let token = house.governor.create_token(&thief, None, None).await.unwrap().token;
+    assert!(house.authenticate(&token).await.is_some());
+
+    let house = house.restart_with(with("the-second-secret-of-the-administrator")).await;
+    assert!(house.authenticate(&leaked).await.is_none());
+    assert!(house.authenticate(&token).await.is_none(), "a token ends with its key");
+
+    let second = Secret::new("the-second-secret-of-the-administrator");
+    let admin = house.authenticate(&second).await.expect("the new bootstrap key works");
+    house.governor.revoke_key(&admin, admin.key.as_ref().unwrap()).await.unwrap();
+    let house = house.restart_with(with(second.reveal())).await;
+    assert!(house.authenticate(&second).await.is_none(), "a start does not undo a revocation");
 }
 
 #[tokio::test]

@@ -2,6 +2,11 @@
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use millgate::governance::{ADMIN, ADMINS, Config, ManualClock, Secret};
+
+use crate::governance_house::{House, NOON_US};
 
 struct Ran {
     out: String,
@@ -102,6 +107,23 @@ async fn the_audit_log_is_read_and_checked_in_the_data_directory_of_a_stopped_se
     assert!(!cut.is_success && cut.err.contains("the end of the log was cut off"), "{}", cut.err);
     let nowhere = millgate(&["audit", "verify", "--data-dir", "nowhere"], "");
     assert!(!nowhere.is_success && nowhere.err.contains("there is no audit log in `nowhere`"), "{}", nowhere.err);
+}
+
+#[tokio::test]
+async fn whoever_holds_the_data_directory_makes_admin_an_administrator_again() {
+    let house = House::new().await;
+    let operator = house.governor.operator();
+    house.user("ann", &[ADMINS]).await;
+    house.governor.delete_user(&operator, ADMIN).await.expect("another administrator is left");
+    let image = house.crash_image();
+    house.close().await;
+    let folder = image.path().to_str().expect("a plain path");
+    let made = millgate(&["key", "create", "--admin", "--json", "--data-dir", folder], "");
+    assert!(made.is_success, "{}", made.err);
+    let made: serde_json::Value = serde_json::from_str(&made.out).expect("it is JSON");
+    let key = Secret::new(made["key"].as_str().expect("the key"));
+    let house = House::open(image, Arc::new(ManualClock::at(NOON_US)), Config::default()).await;
+    assert!(house.authenticate(&key).await.expect("the key works").is_admin);
 }
 
 #[test]

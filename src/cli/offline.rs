@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 
 use crate::config::Environment;
 use crate::governance::ports::{Records, StoreError};
-use crate::governance::{ADMIN, Config, Governor, NewKey, SystemClock};
+use crate::governance::records::MembershipSource;
+use crate::governance::{ADMIN, ADMINS, Config, Governor, NewKey, NewUser, ServiceError, SystemClock, UserPatch};
 use crate::store::{self, MemoryCounters, SqliteRecords};
 
 use super::fail::Hinted;
@@ -30,6 +31,7 @@ pub(super) async fn create_admin_key(named: Option<&Path>, environment: &Environ
     let made = match first.admin_key {
         Some(key) => Ok(key),
         None => {
+            restore_administrator(&governor).await?;
             let new = NewKey { name: "made on the command line".into(), ..NewKey::default() };
             let issued = governor.create_key_for(&governor.operator(), ADMIN, new).await;
             issued.map(|issued| issued.secret).context("cannot create a key for the administrator")
@@ -38,6 +40,26 @@ pub(super) async fn create_admin_key(named: Option<&Path>, environment: &Environ
     governor.shutdown().await;
     records.close().await;
     made.map(|key| key.reveal().to_owned())
+}
+
+/// Whoever holds the data directory is the last resort: a user `admin` that was deleted, deactivated or taken out of the
+/// administrators' group administers again.
+async fn restore_administrator(governor: &Governor) -> Result<()> {
+    let operator = governor.operator();
+    let restored = match governor.user(&operator, ADMIN).await {
+        Err(ServiceError::NotFound(_)) => {
+            let new = NewUser { name: ADMIN.to_owned(), groups: vec![ADMINS.to_owned()] };
+            governor.create_user(&operator, new).await.map(drop)
+        }
+        Ok(user) if !user.active || !user.groups.iter().any(|one| one.group == ADMINS) => {
+            let local = user.groups.into_iter().filter(|one| one.source == MembershipSource::Local);
+            let groups = local.map(|one| one.group).chain([ADMINS.to_owned()]).collect();
+            let patch = UserPatch { groups: Some(groups), active: Some(true) };
+            governor.update_user(&operator, ADMIN, patch).await.map(drop)
+        }
+        other => other.map(drop),
+    };
+    restored.context("cannot make `admin` an administrator again")
 }
 
 async fn open(data_dir: &Path) -> Result<Arc<SqliteRecords>> {

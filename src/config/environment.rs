@@ -63,7 +63,8 @@ impl Environment {
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
 fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+    // Secrets that come from files end with a line end more often than not; it is not part of them.
+    std::env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
 }
 
 /// Secrets are masked, so that the environment can be logged.

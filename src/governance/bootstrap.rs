@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::audit::Author;
 use super::config::{Config, Secret};
 use super::error::StartError;
-use super::keys::{self, BOOTSTRAP_ID, BOOTSTRAP_MIN};
+use super::keys::{self, BOOTSTRAP_ID, Credential, Presented};
 use super::policy::ADMINS;
 use super::ports::{Change, Edit, Records, StoreError};
 use super::records::{KeyId, KeyRecord, LOCAL_ISSUER, Membership, MembershipSource, SetBy, UserId, UserRecord};
@@ -92,28 +92,45 @@ async fn replace_bootstrap(
     now_us: i64,
 ) -> Result<Vec<Change>, StartError> {
     let text = secret.reveal();
-    let id = match keys::parse_key(text) {
-        Some(id) => id,
-        None if text.len() >= BOOTSTRAP_MIN && !text.starts_with(keys::PREFIX) => KeyId::from(BOOTSTRAP_ID),
-        None => return Err(StartError::WeakAdminKey),
-    };
+    let id = bootstrap_id(text).ok_or(StartError::WeakAdminKey)?;
     let digest = keys::digest(text);
+    let mut changes = Vec::new();
     let old = records.bootstrap_keys().await?;
     if old.iter().any(|key| key.id == id && keys::digests_match(&key.digest, &digest)) && old.len() == 1 {
         return Ok(Vec::new());
     }
-    if let Some((taken, _)) = records.key(&id).await?
-        && !taken.is_bootstrap
-    {
-        return Err(StartError::AdminKeyTaken);
+    if let Some((taken, _)) = records.key(&id).await? {
+        if !taken.is_bootstrap {
+            return Err(StartError::AdminKeyTaken);
+        }
+        if taken.revoked_at_us.is_some() && keys::digests_match(&taken.digest, &digest) {
+            tracing::warn!("the configured admin key was revoked and stays so: configure another one");
+            return Ok(Vec::new());
+        }
+        // The id may stay the same when the secret changes, and a token names its key by id: the old key's tokens must end.
+        changes.push(Change::PutUser(UserRecord { token_epoch: user.token_epoch + 1, ..user.clone() }));
     }
     let revoke = |key: KeyRecord| Change::PutKey(KeyRecord { revoked_at_us: Some(now_us), ..key });
-    let mut changes: Vec<Change> = old.into_iter().filter(|key| key.id != id).map(revoke).collect();
-    if !changes.is_empty() {
+    let replaced: Vec<Change> = old.into_iter().filter(|key| key.id != id).map(revoke).collect();
+    if !replaced.is_empty() {
         tracing::warn!("the administrator's bootstrap key was replaced by the configured one");
     }
+    changes.extend(replaced);
     changes.push(Change::PutKey(bootstrap_key(user, id, digest, now_us)));
     Ok(changes)
+}
+
+/// The id a bootstrap key is stored under; `None` for a text that no request could present as one.
+fn bootstrap_id(text: &str) -> Option<KeyId> {
+    // What stands at the ends of a header's value is not part of it.
+    if text.trim() != text || !text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+        return None;
+    }
+    match Credential::parse(text).0 {
+        Presented::Key { id, .. } => Some(id),
+        Presented::Opaque { .. } => Some(KeyId::from(BOOTSTRAP_ID)),
+        Presented::Token { .. } | Presented::Hopeless => None,
+    }
 }
 
 fn admin(now_us: i64) -> UserRecord {
@@ -149,5 +166,27 @@ fn bootstrap_key(user: &UserRecord, id: KeyId, digest: [u8; 32], now_us: i64) ->
         expires_at_us: None,
         revoked_at_us: None,
         last_used_at_us: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_secret_that_a_request_can_present_is_a_bootstrap_key() {
+        assert_eq!(bootstrap_id("a-long-enough-admin-secret"), Some(KeyId::from(BOOTSTRAP_ID)));
+        let minted = keys::mint().expect("randomness");
+        assert_eq!(bootstrap_id(minted.text.reveal()), Some(minted.id));
+        for unusable in [
+            "short",
+            "sk-mg_mistyped_mistyped_mistyped",
+            " padded-secret-with-spaces-0123 ",
+            "                             ",
+            "a-secret-with-an-accent-in-it-\u{e9}",
+            "eyJhbGciOiJIUzI1NiJ9.eyJhIjoxfQ.abcdefgh",
+        ] {
+            assert_eq!(bootstrap_id(unusable), None, "{unusable}");
+        }
     }
 }

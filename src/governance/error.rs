@@ -167,7 +167,9 @@ pub enum StartError {
     #[error("cannot rebuild the counters at start")]
     Counters(#[from] CounterError),
     /// The configured bootstrap key is too weak.
-    #[error("the admin key must be a well-formed `sk-mg_` key or a secret of at least 24 characters")]
+    #[error(
+        "the admin key must be a well-formed `sk-mg_` key or a secret of at least 24 visible ASCII characters that is not shaped like a token"
+    )]
     WeakAdminKey,
     /// A configured bootstrap key is somebody's key already.
     #[error("the admin key is in use as another user's key")]

@@ -4,6 +4,7 @@ mod access;
 mod burst;
 mod fairness;
 mod holds;
+mod ids;
 mod keys;
 mod limits;
 mod notices;
