@@ -5,10 +5,10 @@ MILLGATE   := $(TARGET_DIR)/release/millgate
 ARGS       ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve build test check fmt bench oracle rivals parity demo clean
+.PHONY: help serve build test check fmt bench oracle rivals parity demo cuda-toolkit clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 serve: build ## Build the release binary and serve the bundled demo model
 	@$(MILLGATE) serve $(ARGS)
@@ -43,6 +43,9 @@ parity: ## Make the expected outputs of the model tests again (needs Python; dow
 
 demo: ## Make the demo model again: corpus, tokenizer, training (needs Python; downloads PyTorch)
 	bash models/demo/make.sh
+
+cuda-toolkit: ## Install the CUDA compiler in a cache outside the tree (needs Python; 105 MB), and say where it is
+	@bash scripts/cuda-toolkit.sh
 
 clean: ## Remove build outputs, never data
 	cargo clean
