@@ -18,6 +18,8 @@
 mod activation;
 mod attention;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod format;
 mod kv;

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "in the helpers of tests, as in tests")]
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod linear;
 mod random;
 mod rows;

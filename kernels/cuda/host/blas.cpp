@@ -1,0 +1,205 @@
+// The functions of libcublas.so.13 and libcublasLt.so.13 that Millgate calls, on the CPU. A test tool only: it is never
+// shipped. Products are queued and recorded like kernels; sums are f32, in an order of our own.
+#include "memory.h"
+#include "stream.h"
+#include "types.h"
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#define API extern "C" __attribute__((visibility("default"))) int
+#define LOCKED const std::lock_guard<std::recursive_mutex> guard(host::driver_lock)
+
+namespace {
+
+enum : int { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
+enum : int { R_32F = 0, R_16F = 2, R_16BF = 14 };
+
+struct Layout {
+    int type;
+    uint64_t rows, cols;
+    int64_t stride;
+};
+struct Product {
+    bool is_a_transposed = false, is_b_transposed = false;
+};
+struct Handle {
+    void* stream = nullptr;
+};
+struct Algorithm {
+    uint64_t magic, unused[7];
+};
+constexpr uint64_t MAGIC = 0x6d696c6c67617465;
+struct Heuristic {
+    Algorithm algorithm;
+    size_t workspace_bytes;
+    int state;
+    float waves;
+    int reserved[4];
+};
+
+size_t width(int type) { return type == R_32F ? 4 : 2; }
+float read(const char* at, int type) {
+    if (type == R_32F) {
+        float v;
+        std::memcpy(&v, at, 4);
+        return v;
+    }
+    uint16_t bits;
+    std::memcpy(&bits, at, 2);
+    return type == R_16F ? host::widen(half{bits}) : host::widen(bf16{bits});
+}
+void write(char* at, int type, float v) {
+    const uint16_t bits = type == R_16F ? host::narrow_half(v).bits : host::narrow_bf16(v).bits;
+    std::memcpy(at, type == R_32F ? static_cast<const void*>(&v) : &bits, width(type));
+}
+
+// A row of a matrix, of which rows have `stride` elements.
+std::vector<float> widened(const char* matrix, const Layout& layout, uint64_t col) {
+    std::vector<float> out(layout.rows);
+    const char* at = matrix + col * static_cast<uint64_t>(layout.stride) * width(layout.type);
+    for (uint64_t i = 0; i < layout.rows; i++) {
+        out[i] = read(at + i * width(layout.type), layout.type);
+    }
+    return out;
+}
+
+// Every column lies on the device, is as long as it says, and starts where the type allows.
+bool is_there(const void* at, const Layout& layout) {
+    const size_t end = ((layout.cols - 1) * static_cast<uint64_t>(layout.stride) + layout.rows) * width(layout.type);
+    return layout.stride >= static_cast<int64_t>(layout.rows) && host::is_device(reinterpret_cast<uint64_t>(at), end) &&
+           reinterpret_cast<uint64_t>(at) % width(layout.type) == 0;
+}
+
+// d = aT * b, all column-major.
+int multiply(void* stream, float alpha, const void* a, Layout la, const void* b, Layout lb, float beta, void* d,
+             Layout ld) {
+    if (la.rows != lb.rows || ld.rows != la.cols || ld.cols != lb.cols || la.type != lb.type || beta != 0 ||
+        (ld.type != la.type && ld.type != R_32F)) {
+        return INVALID_VALUE;
+    }
+    if (!is_there(a, la) || !is_there(b, lb) || !is_there(d, ld)) {
+        return EXECUTION_FAILED;
+    }
+    host::queue(static_cast<host::Stream*>(stream), [=] {
+        std::vector<std::vector<float>> rows;
+        for (uint64_t c = 0; c < lb.cols; c++) {
+            rows.push_back(widened(static_cast<const char*>(b), lb, c));
+        }
+        for (uint64_t r = 0; r < la.cols; r++) {
+            const std::vector<float> weights = widened(static_cast<const char*>(a), la, r);
+            for (uint64_t c = 0; c < lb.cols; c++) {
+                float sum = 0;
+                const float *x = rows[c].data(), *w = weights.data();
+                for (uint64_t i = 0; i < la.rows; i++) {
+                    sum += x[i] * w[i];
+                }
+                write(static_cast<char*>(d) + (c * static_cast<uint64_t>(ld.stride) + r) * width(ld.type), ld.type,
+                      sum * alpha);
+            }
+        }
+        return std::string();
+    });
+    return SUCCESS;
+}
+
+bool is_known(int type) { return type == R_32F || type == R_16F || type == R_16BF; }
+
+} // namespace
+
+API cublasCreate_v2(void** handle) {
+    *handle = new Handle;
+    return SUCCESS;
+}
+API cublasDestroy_v2(void* handle) {
+    delete static_cast<Handle*>(handle);
+    return SUCCESS;
+}
+API cublasSetStream_v2(void* handle, void* stream) {
+    static_cast<Handle*>(handle)->stream = stream;
+    return SUCCESS;
+}
+API cublasSetWorkspace_v2(void*, void* workspace, size_t bytes) {
+    LOCKED;
+    return host::is_device(reinterpret_cast<uint64_t>(workspace), bytes) ? SUCCESS : INVALID_VALUE;
+}
+API cublasGemmEx(void* handle, int a_op, int b_op, int m, int n, int k, const float* alpha, const void* a, int a_type,
+                 int a_stride, const void* b, int b_type, int b_stride, const float* beta, void* c, int c_type,
+                 int c_stride, int compute, int) {
+    LOCKED;
+    if (a_op != 1 || b_op != 0 || compute != 68 || m <= 0 || n <= 0 || k <= 0) {
+        return NOT_SUPPORTED;
+    }
+    const auto um = static_cast<uint64_t>(m), un = static_cast<uint64_t>(n), uk = static_cast<uint64_t>(k);
+    return multiply(static_cast<Handle*>(handle)->stream, *alpha, a, {a_type, uk, um, a_stride}, b,
+                    {b_type, uk, un, b_stride}, *beta, c, {c_type, um, un, c_stride});
+}
+
+API cublasLtCreate(void** handle) {
+    *handle = new Handle;
+    return SUCCESS;
+}
+API cublasLtDestroy(void* handle) {
+    delete static_cast<Handle*>(handle);
+    return SUCCESS;
+}
+API cublasLtMatmulDescCreate(void** desc, int compute, int scale) {
+    *desc = new Product;
+    return compute == 68 && scale == R_32F ? SUCCESS : NOT_SUPPORTED;
+}
+API cublasLtMatmulDescSetAttribute(void* desc, int attribute, const void* value, size_t bytes) {
+    int operation;
+    if ((attribute != 3 && attribute != 4) || bytes != sizeof operation) {
+        return INVALID_VALUE;
+    }
+    std::memcpy(&operation, value, bytes);
+    auto* product = static_cast<Product*>(desc);
+    (attribute == 3 ? product->is_a_transposed : product->is_b_transposed) = operation == 1;
+    return SUCCESS;
+}
+API cublasLtMatmulDescDestroy(void* desc) {
+    delete static_cast<Product*>(desc);
+    return SUCCESS;
+}
+API cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t cols, int64_t stride) {
+    *layout = new Layout{type, rows, cols, stride};
+    return is_known(type) && rows > 0 && cols > 0 ? SUCCESS : INVALID_VALUE;
+}
+API cublasLtMatrixLayoutDestroy(void* layout) {
+    delete static_cast<Layout*>(layout);
+    return SUCCESS;
+}
+API cublasLtMatmulPreferenceCreate(void** preference) {
+    *preference = new Handle;
+    return SUCCESS;
+}
+API cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t bytes) {
+    return attribute == 1 && bytes == 8 ? SUCCESS : INVALID_VALUE;
+}
+API cublasLtMatmulPreferenceDestroy(void* preference) {
+    delete static_cast<Handle*>(preference);
+    return SUCCESS;
+}
+// Knows none for an odd number of inputs, so that the way without an algorithm is exercised.
+API cublasLtMatmulAlgoGetHeuristic(void*, void*, void* a, void*, void*, void*, void*, int wanted, Heuristic* found,
+                                   int* count) {
+    if (wanted < 1 || static_cast<Layout*>(a)->rows % 2 == 1) {
+        *count = 0;
+        return NOT_SUPPORTED;
+    }
+    *found = Heuristic{{MAGIC, {}}, 1 << 20, SUCCESS, 1, {}};
+    *count = 1;
+    return SUCCESS;
+}
+API cublasLtMatmul(void*, void* desc, const float* alpha, const void* a, void* la, const void* b, void* lb,
+                   const float* beta, const void* c, void* lc, void* d, void* ld, const Algorithm* algorithm,
+                   void* workspace, size_t workspace_bytes, void* stream) {
+    LOCKED;
+    const auto* product = static_cast<Product*>(desc);
+    if (!product->is_a_transposed || product->is_b_transposed || c != d || lc != ld || algorithm->magic != MAGIC ||
+        !host::is_device(reinterpret_cast<uint64_t>(workspace), workspace_bytes)) {
+        return INVALID_VALUE;
+    }
+    return multiply(stream, *alpha, a, *static_cast<Layout*>(la), b, *static_cast<Layout*>(lb), *beta, d,
+                    *static_cast<Layout*>(ld));
+}

@@ -1,0 +1,352 @@
+//! Matrix products through cuBLASLt, with an algorithm chosen once a shape, and cuBLAS where that finds none.
+
+use cudarc::cublas::sys as blas;
+use cudarc::cublaslt::sys as lt;
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::c_void;
+
+use super::error::check as check_driver;
+use super::{Activation, CudaError, Gpu, View, ViewMut};
+use crate::KernelError;
+use crate::error::expect_len;
+
+/// What cuBLAS recommends for the newest cards; fixed, so that recorded graphs keep their workspace.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Sizes of a product `y = x · wᵀ`, in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MatMul {
+    /// Rows of `x` and of `y`.
+    pub rows: usize,
+    /// Width of a row of `x` and of `w`.
+    pub inputs: usize,
+    /// Rows of `w`, width of a row of `y`.
+    pub outputs: usize,
+    /// From one row of `x` to the next.
+    pub x_stride: usize,
+    /// From one row of `y` to the next.
+    pub y_stride: usize,
+}
+
+impl MatMul {
+    /// Rows of `x` and `y` lie one after the other without gaps.
+    pub fn dense(rows: usize, inputs: usize, outputs: usize) -> Self {
+        Self { rows, inputs, outputs, x_stride: inputs, y_stride: outputs }
+    }
+}
+
+/// `y = x · wᵀ` with sums in f32 (and f32 products exact to f32, no TF32).
+///
+/// # Shapes
+/// `x`: `[rows, inputs]`, `w`: `[outputs, inputs]`, `y`: `[rows, outputs]` in `T` or f32; rows of `x` and `y` may be
+/// parts of wider ones.
+/// # Errors
+/// [`KernelError::Shape`] when lengths do not fit, [`CudaError::Blas`] when cuBLAS refuses.
+pub fn matmul<T: Activation, Y: Activation>(
+    gpu: &Gpu,
+    x: View<'_, T>,
+    w: View<'_, T>,
+    y: ViewMut<'_, Y>,
+    shape: MatMul,
+) -> Result<(), CudaError> {
+    check_shape(&shape, x.len(), w.len(), y.len())?;
+    if shape.rows == 0 || shape.outputs == 0 {
+        return Ok(());
+    }
+    gpu.bind()?;
+    if let Some(mut captured) = gpu.captured() {
+        captured.memory.extend([x.memory().clone(), w.memory().clone(), y.memory().clone()]);
+    }
+    let types = Types { x: T::BLAS_TYPE, y: Y::BLAS_TYPE };
+    let places = Places { x: x.address() as _, w: w.address() as _, y: y.address() as _ };
+    let mut blas = gpu.blas();
+    let blas = blas.as_mut().expect("an open device has cuBLAS");
+    // SAFETY: `check_shape` saw that the last row of each matrix ends within its memory, which outlives queued work.
+    unsafe { blas.multiply(gpu, shape, types, places) }
+}
+
+fn check_shape(shape: &MatMul, x: usize, w: usize, y: usize) -> Result<(), KernelError> {
+    const OP: &str = "matmul";
+    expect_len(OP, "w length", w, shape.outputs * shape.inputs)?;
+    let range = |what, found: usize, limit| Err(KernelError::Range { op: OP, what, found, limit });
+    if shape.x_stride < shape.inputs {
+        return range("inputs", shape.inputs, shape.x_stride + 1);
+    }
+    if shape.y_stride < shape.outputs {
+        return range("outputs", shape.outputs, shape.y_stride + 1);
+    }
+    if shape.rows == 0 {
+        return Ok(());
+    }
+    let x_end = (shape.rows - 1) * shape.x_stride + shape.inputs;
+    let y_end = (shape.rows - 1) * shape.y_stride + shape.outputs;
+    if x_end > x {
+        return range("end of x", x_end, x + 1);
+    }
+    if y_end > y {
+        return range("end of y", y_end, y + 1);
+    }
+    match [shape.rows, shape.inputs, shape.outputs, shape.x_stride, shape.y_stride].into_iter().max() {
+        Some(largest) if largest > i32::MAX as usize => range("a size", largest, i32::MAX as usize),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Types {
+    x: u32,
+    y: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Places {
+    x: *const c_void,
+    w: *const c_void,
+    y: *mut c_void,
+}
+
+/// cuBLAS's handles of a device, its workspace, and the algorithms found so far.
+pub(super) struct Blas {
+    lt: lt::cublasLtHandle_t,
+    plain: blas::cublasHandle_t,
+    workspace: sys::CUdeviceptr,
+    algorithms: HashMap<(MatMul, Types), Option<lt::cublasLtMatmulAlgo_t>>,
+}
+
+impl Blas {
+    /// Handles for this device, whose context is current.
+    pub(super) fn new(gpu: &Gpu) -> Result<Self, CudaError> {
+        let mut new =
+            Self { lt: std::ptr::null_mut(), plain: std::ptr::null_mut(), workspace: 0, algorithms: HashMap::new() };
+        // SAFETY: the context is current and the libraries are there; each call writes one handle. The workspace is
+        // freed after the handles that use it.
+        unsafe {
+            check_driver("allocate cuBLAS's workspace", sys::cuMemAlloc_v2(&mut new.workspace, WORKSPACE_BYTES))?;
+            check_lt("open cuBLASLt", lt::cublasLtCreate(&mut new.lt))?;
+            check_blas("open cuBLAS", blas::cublasCreate_v2(&mut new.plain))?;
+            check_blas("give cuBLAS its stream", blas::cublasSetStream_v2(new.plain, gpu.stream().cast()))?;
+            let workspace = blas::cublasSetWorkspace_v2(new.plain, new.workspace as _, WORKSPACE_BYTES);
+            check_blas("give cuBLAS its workspace", workspace)?;
+        }
+        Ok(new)
+    }
+
+    /// # Safety
+    /// The matrices of `shape` lie within living memory at `places`.
+    unsafe fn multiply(&mut self, gpu: &Gpu, shape: MatMul, types: Types, places: Places) -> Result<(), CudaError> {
+        let layouts = Layouts::new(shape, types)?;
+        let key = (MatMul { rows: bucket(shape.rows), ..shape }, types);
+        let algorithm = match self.algorithms.get(&key) {
+            Some(&known) => known,
+            None => {
+                let found = Layouts::new(key.0, types)?.choose(self.lt)?;
+                self.algorithms.insert(key, found);
+                found
+            }
+        };
+        if let Some(algorithm) = algorithm {
+            // SAFETY: the caller's promise.
+            let done = unsafe { layouts.multiply(self, &algorithm, places, gpu) };
+            if done != lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
+                && done != lt::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE
+            {
+                return check_lt("matmul", done);
+            }
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.multiply_plainly(shape, types, places) }
+    }
+
+    /// # Safety
+    /// As [`Blas::multiply`].
+    unsafe fn multiply_plainly(&self, shape: MatMul, types: Types, places: Places) -> Result<(), CudaError> {
+        use blas::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
+        let [rows, inputs, outputs, x_stride, y_stride] =
+            [shape.rows, shape.inputs, shape.outputs, shape.x_stride, shape.y_stride].map(|size| size as i32);
+        let (one, zero) = (1.0f32, 0.0f32);
+        let (alpha, beta) = ((&raw const one).cast(), (&raw const zero).cast());
+        let (x_type, y_type) = (blas_type(types.x), blas_type(types.y));
+        // SAFETY: column-major, `y` is outputs × rows, `w` is inputs × outputs and transposed, `x` is inputs × rows:
+        // what the caller promises to be there.
+        let done = unsafe {
+            #[rustfmt::skip]
+            let done = blas::cublasGemmEx(
+                self.plain, CUBLAS_OP_T, CUBLAS_OP_N, outputs, rows, inputs,
+                alpha, places.w, x_type, inputs, places.x, x_type, x_stride,
+                beta, places.y, y_type, y_stride,
+                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F, blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            );
+            done
+        };
+        check_blas("matmul", done)
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, the context is current, and each is given back once; the device waits for queued work.
+        unsafe {
+            if !self.plain.is_null() {
+                let _ = blas::cublasDestroy_v2(self.plain);
+            }
+            if !self.lt.is_null() {
+                let _ = lt::cublasLtDestroy(self.lt);
+            }
+            if self.workspace != 0 {
+                let _ = sys::cuMemFree_v2(self.workspace);
+            }
+        }
+    }
+}
+
+/// Products whose rows fall into one bucket share an algorithm, so that a step's size changes few results and few
+/// algorithms are kept.
+fn bucket(rows: usize) -> usize {
+    if rows <= 256 { rows.next_power_of_two() } else { rows.next_multiple_of(256) }
+}
+
+/// cuBLASLt's description of a product.
+struct Layouts {
+    desc: lt::cublasLtMatmulDesc_t,
+    w: lt::cublasLtMatrixLayout_t,
+    x: lt::cublasLtMatrixLayout_t,
+    y: lt::cublasLtMatrixLayout_t,
+}
+
+impl Layouts {
+    fn new(shape: MatMul, types: Types) -> Result<Self, CudaError> {
+        let null = std::ptr::null_mut();
+        let mut new = Self { desc: null as _, w: null as _, x: null as _, y: null as _ };
+        let transposed = blas::cublasOperation_t::CUBLAS_OP_T as i32;
+        let (rows, inputs, outputs) = (shape.rows as u64, shape.inputs as u64, shape.outputs as u64);
+        let (x_stride, y_stride) = (shape.x_stride.max(shape.inputs), shape.y_stride.max(shape.outputs));
+        let (x_type, y_type) = (lt_type(types.x), lt_type(types.y));
+        // SAFETY: each call writes one handle or copies one enumeration value of the given size.
+        unsafe {
+            let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+            let created = lt::cublasLtMatmulDescCreate(&mut new.desc, compute, lt::cudaDataType_t::CUDA_R_32F);
+            check_lt("describe a product", created)?;
+            let set = lt::cublasLtMatmulDescSetAttribute(
+                new.desc,
+                lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
+                (&raw const transposed).cast(),
+                size_of_val(&transposed),
+            );
+            check_lt("describe a product", set)?;
+            let create = lt::cublasLtMatrixLayoutCreate;
+            check_lt("describe w", create(&mut new.w, x_type, inputs, outputs, inputs as i64))?;
+            check_lt("describe x", create(&mut new.x, x_type, inputs, rows, x_stride as i64))?;
+            check_lt("describe y", create(&mut new.y, y_type, outputs, rows, y_stride as i64))?;
+        }
+        Ok(new)
+    }
+
+    /// The algorithm cuBLASLt recommends, if it knows one.
+    fn choose(&self, handle: lt::cublasLtHandle_t) -> Result<Option<lt::cublasLtMatmulAlgo_t>, CudaError> {
+        let mut preference = std::ptr::null_mut();
+        let workspace_bytes = WORKSPACE_BYTES;
+        let mut found = std::mem::MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::zeroed();
+        let mut count = 0;
+        // SAFETY: all descriptions live; at most one result is written, and read only when it was.
+        unsafe {
+            check_lt("ask for an algorithm", lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
+            let set = lt::cublasLtMatmulPreferenceSetAttribute(
+                preference,
+                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                (&raw const workspace_bytes).cast(),
+                size_of_val(&workspace_bytes),
+            );
+            #[rustfmt::skip]
+            let asked = lt::cublasLtMatmulAlgoGetHeuristic(
+                handle, self.desc, self.w, self.x, self.y, self.y, preference, 1, found.as_mut_ptr(), &mut count,
+            );
+            let _ = lt::cublasLtMatmulPreferenceDestroy(preference);
+            check_lt("ask for an algorithm", set)?;
+            let is_known = asked == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && count > 0;
+            Ok(is_known.then(|| found.assume_init().algo))
+        }
+    }
+
+    /// # Safety
+    /// As [`Blas::multiply`].
+    unsafe fn multiply(
+        &self,
+        blas: &Blas,
+        algorithm: &lt::cublasLtMatmulAlgo_t,
+        places: Places,
+        gpu: &Gpu,
+    ) -> lt::cublasStatus_t {
+        let (one, zero) = (1.0f32, 0.0f32);
+        // SAFETY: the caller's promise; scalars are read before the call returns.
+        unsafe {
+            #[rustfmt::skip]
+            let done = lt::cublasLtMatmul(
+                blas.lt, self.desc, (&raw const one).cast(), places.w, self.w, places.x, self.x,
+                (&raw const zero).cast(), places.y, self.y, places.y, self.y,
+                algorithm, blas.workspace as _, WORKSPACE_BYTES, gpu.stream().cast(),
+            );
+            done
+        }
+    }
+}
+
+impl Drop for Layouts {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` or null, destroyed once.
+        unsafe {
+            for layout in [self.w, self.x, self.y] {
+                if !layout.is_null() {
+                    let _ = lt::cublasLtMatrixLayoutDestroy(layout);
+                }
+            }
+            if !self.desc.is_null() {
+                let _ = lt::cublasLtMatmulDescDestroy(self.desc);
+            }
+        }
+    }
+}
+
+fn blas_type(which: u32) -> blas::cudaDataType_t {
+    use blas::cudaDataType_t::{CUDA_R_16BF, CUDA_R_16F, CUDA_R_32F};
+    [CUDA_R_16BF, CUDA_R_16F].into_iter().find(|&known| known as u32 == which).unwrap_or(CUDA_R_32F)
+}
+
+fn lt_type(which: u32) -> lt::cudaDataType_t {
+    use lt::cudaDataType_t::{CUDA_R_16BF, CUDA_R_16F, CUDA_R_32F};
+    [CUDA_R_16BF, CUDA_R_16F].into_iter().find(|&known| known as u32 == which).unwrap_or(CUDA_R_32F)
+}
+
+fn check_lt(op: &'static str, status: lt::cublasStatus_t) -> Result<(), CudaError> {
+    let is_good = status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+    if is_good { Ok(()) } else { Err(CudaError::Blas { op, code: format!("{status:?}") }) }
+}
+
+fn check_blas(op: &'static str, status: blas::cublasStatus_t) -> Result<(), CudaError> {
+    let is_good = status == blas::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+    if is_good { Ok(()) } else { Err(CudaError::Blas { op, code: format!("{status:?}") }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_that_leaves_its_memory_is_refused_by_name() {
+        let dense = MatMul::dense(3, 8, 5);
+        assert_eq!(check_shape(&dense, 24, 40, 15), Ok(()));
+        let text = |result: Result<(), KernelError>| result.unwrap_err().to_string();
+        assert_eq!(text(check_shape(&dense, 23, 40, 15)), "matmul: end of x 24 is out of range, the limit is 24");
+        assert_eq!(text(check_shape(&dense, 24, 39, 15)), "matmul: w length is 39, wanted 40");
+        assert_eq!(text(check_shape(&dense, 24, 40, 14)), "matmul: end of y 15 is out of range, the limit is 15");
+        let wide = MatMul { y_stride: 9, ..dense };
+        assert_eq!(check_shape(&wide, 24, 40, 23), Ok(()));
+        assert!(check_shape(&wide, 24, 40, 22).is_err());
+        assert!(check_shape(&MatMul { x_stride: 7, ..dense }, 24, 40, 15).is_err());
+    }
+
+    #[test]
+    fn few_buckets_hold_all_rows() {
+        assert_eq!([1, 2, 3, 33, 256, 257, 8192].map(bucket), [1, 2, 4, 64, 256, 512, 8192]);
+    }
+}

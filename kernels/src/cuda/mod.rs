@@ -1,0 +1,31 @@
+//! NVIDIA GPUs: the same operations on device memory, and what is needed to run them without waiting.
+//!
+//! [`devices`] finds out, without a panic, what this machine has. A [`Gpu`] is one device with one stream: everything
+//! asked of it happens in order, after the call has returned. [`Buffer`] is memory of the device, [`Pinned`] memory of
+//! the host it can reach, [`Graph`] a recorded step, [`Event`] a moment to wait for. The operations mirror those of the
+//! package's root; each checks shapes before it launches.
+//!
+//! Nothing here is linked against NVIDIA's libraries: the driver and cuBLAS are opened when they are first asked for.
+
+mod blas;
+mod buffer;
+mod device;
+mod driver;
+mod element;
+mod error;
+mod event;
+mod graph;
+mod launch;
+mod norm;
+mod pinned;
+
+pub use blas::{MatMul, matmul};
+pub use buffer::{Buffer, View, ViewMut};
+pub use device::{DeviceMemory, Gpu};
+pub use driver::{DeviceInfo, devices};
+pub use element::{Activation, Element, Fp8, KvElement};
+pub use error::CudaError;
+pub use event::Event;
+pub use graph::Graph;
+pub use norm::{add_rms_norm, rms_norm};
+pub use pinned::Pinned;
