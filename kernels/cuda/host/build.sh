@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 out="$1"
 mkdir -p "$out"
 
-flags=(-std=c++17 -O2 -march=native -fPIC -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -I.)
+flags=(-std=c++17 -O2 -march=native -ffp-contract=off -fPIC -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -I.)
 headers="$(cat device.cuh ./*.cuh host/*.h | sha256sum)"
 objects=()
 compile() { # compile SOURCE: its object goes to `objects`

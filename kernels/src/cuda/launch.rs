@@ -129,14 +129,6 @@ impl<'a> Args<'a> {
         self.push(view.address(), Some(view.memory()))
     }
 
-    /// A pointer to memory that the kernel writes, or null.
-    pub(super) fn optional_output<T: Element>(self, view: Option<&ViewMut<'a, T>>) -> Self {
-        match view {
-            Some(view) => self.output(view),
-            None => self.push(0, None),
-        }
-    }
-
     /// An `int`; counts are checked to fit by whoever checks shapes.
     pub(super) fn int(self, value: usize) -> Self {
         self.push(u64::from(narrow(value)), None)
@@ -174,6 +166,15 @@ pub(super) fn aligned<T: Element>(op: &'static str, views: &[View<'_, T>]) -> Re
         }
         None => Ok(()),
     }
+}
+
+/// Packs of `lanes` elements in a row; refuses rows that are not whole packs.
+pub(super) fn packs(op: &'static str, width: usize, lanes: usize) -> Result<usize, KernelError> {
+    if width == 0 || !width.is_multiple_of(lanes) {
+        let wanted = width.next_multiple_of(lanes).max(lanes);
+        return Err(KernelError::Shape { op, what: "width (a multiple of 16 bytes)", found: width, wanted });
+    }
+    Ok(width / lanes)
 }
 
 impl Gpu {

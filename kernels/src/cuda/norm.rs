@@ -1,6 +1,6 @@
 //! Root-mean-square norm, with the residual sum before it.
 
-use super::launch::{Args, Cut, aligned};
+use super::launch::{Args, Cut, aligned, packs};
 use super::{Activation, CudaError, Gpu, View, ViewMut};
 use crate::KernelError;
 use crate::error::expect_len;
@@ -60,15 +60,7 @@ fn check(op: &'static str, x: usize, width: usize, out: usize, lanes: usize) -> 
 
 /// Threads of a block that works on a row of `width`, each on up to [`PACKS`] packs of `lanes`.
 fn row_threads(op: &'static str, width: usize, lanes: usize) -> Result<usize, KernelError> {
-    if !width.is_multiple_of(lanes) {
-        return Err(KernelError::Shape {
-            op,
-            what: "width (a multiple of 16 bytes)",
-            found: width,
-            wanted: width.next_multiple_of(lanes),
-        });
-    }
-    let packs = width / lanes;
+    let packs = packs(op, width, lanes)?;
     if packs > 1024 * PACKS {
         return Err(KernelError::Range { op, what: "width", found: width, limit: 1024 * PACKS * lanes + 1 });
     }

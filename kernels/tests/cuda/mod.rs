@@ -2,6 +2,7 @@
 
 mod blas;
 mod device;
+mod heads;
 mod memory;
 mod rows;
 
