@@ -84,6 +84,8 @@ fn demo() -> anyhow::Result<(Box<dyn Model>, ModelText)> {
     let checkpoint = Checkpoint::open_local(&"builtin:demo".parse()?)?;
     let text = checkpoint.text()?;
     let options = LoadOptions {
+        device: millgate_models::Device::Cpu,
+        kv_bytes: None,
         pool: Arc::new(Pool::for_this_machine()),
         num_blocks: 1000,
         max_step_tokens: 512,

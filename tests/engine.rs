@@ -22,6 +22,8 @@ fn start(name: &str, num_blocks: usize) -> EngineHandle {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/testdata").join(name);
     let source: Source = path.display().to_string().parse().unwrap();
     let options = LoadOptions {
+        device: millgate_models::Device::Cpu,
+        kv_bytes: None,
         pool: Arc::new(Pool::new(2)),
         num_blocks,
         max_step_tokens: 96,

@@ -25,6 +25,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "governance::tiers",
             "store::Config",
             "telemetry",
+            "millgate_models::DeviceChoice",
+            "millgate_models::DeviceTextError",
             "millgate_models::HubOptions",
             "millgate_models::KvDtypeChoice",
             "millgate_models::Source",

@@ -1,7 +1,7 @@
 //! A model that answers at once: always the same letter, no arithmetic.
 
 use millgate::engine::fake::FakeModel;
-use millgate_models::{Batch, ForwardError, Model, ModelSpec};
+use millgate_models::{Batch, Device, ForwardError, Model, ModelSpec};
 
 /// Rows of logits that say `a`, as many as a batch asks for.
 pub(crate) struct InstantModel {
@@ -15,6 +15,7 @@ impl InstantModel {
     pub(crate) fn new() -> Self {
         let spec = ModelSpec {
             architecture: "instant".to_owned(),
+            device: Device::Cpu,
             vocab_size: FakeModel::VOCAB_SIZE,
             context_window: 512,
             num_layers: 1,
@@ -24,6 +25,7 @@ impl InstantModel {
             max_output_rows: Self::ROWS,
             parameters: 0,
             weight_bytes: 0,
+            gpu_memory: None,
         };
         let mut row = vec![-20.0; FakeModel::VOCAB_SIZE];
         row[usize::from(b'a')] = 0.0;

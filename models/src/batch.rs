@@ -94,6 +94,7 @@ mod tests {
     fn spec() -> ModelSpec {
         ModelSpec {
             architecture: "test".into(),
+            device: crate::Device::Cpu,
             vocab_size: 10,
             context_window: 64,
             num_layers: 1,
@@ -103,6 +104,7 @@ mod tests {
             max_output_rows: 2,
             parameters: 1,
             weight_bytes: 1,
+            gpu_memory: None,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::arch::{
     unexpected_tensor, workspace_shape,
 };
 use crate::builtin::{self, BundledFiles};
+use crate::device::Device;
 use crate::error::LoadError;
 use crate::gguf_text::gguf_tokenizer;
 use crate::layers::RopeScaling;
@@ -202,6 +203,7 @@ impl Checkpoint {
         let weights = weights?;
         let spec = ModelSpec {
             architecture: config.architecture.to_owned(),
+            device: Device::Cpu,
             vocab_size: config.vocab_size,
             context_window,
             num_layers: config.num_layers,
@@ -211,6 +213,7 @@ impl Checkpoint {
             max_output_rows: options.max_output_rows,
             parameters: self.parameters(),
             weight_bytes: weights.bytes() as u64,
+            gpu_memory: None,
         };
         let decoder = Decoder::new(config, weights, DecoderLimits { spec, kv_shape }, options.pool.clone());
         Ok(Box::new(decoder.map_err(|source| LoadError::Memory { source })?))

@@ -4,6 +4,8 @@ mod arch;
 mod batch;
 mod builtin;
 mod checkpoint;
+mod device;
+mod draw;
 mod error;
 mod gguf_text;
 mod kv;
@@ -21,8 +23,13 @@ mod workspace;
 pub use arch::{ConfigError, SUPPORTED_ARCHITECTURES};
 pub use batch::{BLOCK_TOKENS, Batch, PAD_SLOT, SequenceSpan};
 pub use checkpoint::Checkpoint;
+pub use device::{ChosenDevice, Device, DeviceChoice, DeviceError, DeviceTextError};
+pub use draw::{
+    Adjustment, Draw, DrawError, DrawingModel, Drawn, MAX_IN_FLIGHT, Output, Penalties, PendingToken, Scores, Step,
+    StepOutput,
+};
 pub use error::LoadError;
-pub use model::{ForwardError, Model, ModelSpec};
+pub use model::{ForwardError, GpuMemory, Model, ModelSpec};
 pub use options::{Footprint, KvDtypeChoice, LoadOptions};
 pub use progress::{Bar, Progress, Silent};
 pub use source::{Demo, Source, SourceError};

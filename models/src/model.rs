@@ -3,6 +3,8 @@
 use millgate_kernels::KernelError;
 
 use crate::batch::Batch;
+use crate::device::Device;
+use crate::draw::DrawingModel;
 
 /// A loaded model that computes one step at a time.
 ///
@@ -21,7 +23,14 @@ pub trait Model: Send {
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError>;
 
     /// Copies the keys and values of one block to another, in every layer.
+    ///
+    /// It takes effect after all steps launched before and ahead of all launched later.
     fn copy_block(&mut self, from: u32, to: u32);
+
+    /// The model as one that draws by itself, if it can; such a model need not be asked for [`Model::forward`].
+    fn drawing(&mut self) -> Option<&mut dyn DrawingModel> {
+        None
+    }
 }
 
 /// Sizes and limits of a loaded model.
@@ -29,6 +38,8 @@ pub trait Model: Send {
 pub struct ModelSpec {
     /// Family name as in the model's files, such as `llama` or `qwen3`.
     pub architecture: String,
+    /// Where it computes.
+    pub device: Device,
     /// Logits a row; at least the tokenizer's vocabulary.
     pub vocab_size: usize,
     /// Longest sequence, prompt and completion together, in tokens.
@@ -47,6 +58,17 @@ pub struct ModelSpec {
     pub parameters: u64,
     /// Bytes that the weights take in memory.
     pub weight_bytes: u64,
+    /// Memory of the GPU that it computes on.
+    pub gpu_memory: Option<GpuMemory>,
+}
+
+/// A GPU's memory after a model was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// What the model takes: weights, activations and cache.
+    pub used_bytes: u64,
+    /// What is left.
+    pub free_bytes: u64,
 }
 
 /// Why a step could not be computed.

@@ -5,13 +5,19 @@ use std::sync::Arc;
 
 use millgate_kernels::{KvDtype, Pool};
 
+use crate::device::Device;
+
 /// What the caller decides about a load.
 #[derive(Clone)]
 pub struct LoadOptions {
+    /// Where the model computes.
+    pub device: Device,
     /// The process's one thread pool.
     pub pool: Arc<Pool>,
-    /// Blocks of the KV cache.
+    /// Blocks of the KV cache; on a GPU the most, and fewer where its memory has no room for them.
     pub num_blocks: usize,
+    /// Size of the KV cache on a GPU, if it was set; `num_blocks` bounds it all the same.
+    pub kv_bytes: Option<u64>,
     /// Most tokens in one step: sizes the activations.
     pub max_step_tokens: usize,
     /// Most rows a step returns logits for.
@@ -26,6 +32,7 @@ impl fmt::Debug for LoadOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("LoadOptions")
+            .field("device", &self.device)
             .field("num_blocks", &self.num_blocks)
             .field("max_step_tokens", &self.max_step_tokens)
             .field("max_output_rows", &self.max_output_rows)

@@ -39,6 +39,8 @@ pub(crate) fn source(name: &str) -> Source {
 
 pub(crate) fn options() -> LoadOptions {
     LoadOptions {
+        device: millgate_models::Device::Cpu,
+        kv_bytes: None,
         pool: Arc::new(Pool::new(2)),
         num_blocks: 32,
         max_step_tokens: 160,

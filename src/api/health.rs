@@ -88,6 +88,7 @@ fn reading(model: &ServedModel) -> EngineReading {
     let engine = model.ready().map(|ready| &ready.engine);
     EngineReading {
         model: model.name.clone(),
+        device: engine.map(|engine| engine.spec().device.to_string()).unwrap_or_default(),
         running: totals.running as u64,
         waiting: totals.waiting.max(totals.queued_requests) as u64,
         owned_blocks: totals.blocks.owned as u64,

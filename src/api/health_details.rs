@@ -54,6 +54,7 @@ fn model_health(model: &ServedModel) -> Value {
         "phase": standing.phase,
         "reason": standing.reason,
         "progress": standing.progress,
+        "device": model.ready().map(|ready| ready.engine.spec().device.to_string()),
         "running": totals.running,
         "waiting": totals.waiting.max(totals.queued_requests),
         "parked": totals.parked,

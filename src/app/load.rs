@@ -5,7 +5,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use millgate_kernels::Pool;
 use millgate_models::text::ModelText;
-use millgate_models::{BLOCK_TOKENS, Checkpoint, LoadOptions, Progress};
+use millgate_models::{BLOCK_TOKENS, Checkpoint, ChosenDevice, Device, LoadOptions, Progress};
+use tracing::info;
 
 use super::memory::available_bytes;
 use super::plan::{Share, Wish};
@@ -15,6 +16,9 @@ use crate::engine::{self, EngineHandle};
 
 /// What is assumed free where the system does not tell: enough for the bundled model.
 const UNTOLD_BYTES: u64 = 2 << 30;
+/// Memory of the host that a model on a GPU takes: staging buffers, and the engine's books for each block of its cache.
+const HOST_BYTES: u64 = 64 << 20;
+const HOST_BYTES_A_BLOCK: u64 = 64;
 /// Sequences computed at the same time where nobody set a number.
 const OUTPUT_ROWS: usize = 256;
 
@@ -23,6 +27,7 @@ pub(super) struct Opened {
     settings: ModelSettings,
     checkpoint: Checkpoint,
     text: ModelText,
+    device: ChosenDevice,
     wish: Wish,
 }
 
@@ -43,21 +48,28 @@ pub(super) fn open(
     pool: &Arc<Pool>,
     progress: &dyn Progress,
 ) -> anyhow::Result<Opened> {
+    let device = model.device.unwrap_or(settings.device).choose();
+    let device = device.with_context(|| format!("cannot place model `{}`", model.name))?;
+    if let Some(why) = &device.why_cpu {
+        info!(model = model.name, "model `{}` will compute on the CPU: {why}", model.name);
+    }
     let checkpoint = Checkpoint::open(&model.source, &settings.hub.options(), progress)
         .with_context(|| format!("cannot open model `{}` from {}", model.name, model.source))?;
     let text = checkpoint.text().with_context(|| format!("cannot read the tokenizer of model `{}`", model.name))?;
-    let footprint = checkpoint.footprint(&load_options(model, settings, pool, 0));
+    let footprint = checkpoint.footprint(&load_options(model, settings, pool, 0, Device::Cpu));
+    let is_on_host = device.device == Device::Cpu;
+    let on_host = |bytes, else_bytes| if is_on_host { bytes } else { else_bytes };
     let own_window = checkpoint.summary().context_window;
     let wish = Wish {
         name: model.name.clone(),
-        weight_bytes: footprint.weight_bytes,
-        workspace_bytes: footprint.workspace_bytes,
-        block_bytes: footprint.kv_bytes_per_block,
+        weight_bytes: on_host(footprint.weight_bytes, 0),
+        workspace_bytes: on_host(footprint.workspace_bytes, HOST_BYTES),
+        block_bytes: on_host(footprint.kv_bytes_per_block, HOST_BYTES_A_BLOCK),
         context_window: model.context_window.map_or(own_window, |set| set.min(own_window)),
         max_running: output_rows(settings),
-        kv_bytes: model.kv_memory.or(settings.kv_cache).map(|size| size.0),
+        kv_bytes: cache_bytes(model, settings).filter(|_| is_on_host),
     };
-    Ok(Opened { settings: model.clone(), checkpoint, text, wish })
+    Ok(Opened { settings: model.clone(), checkpoint, text, device, wish })
 }
 
 impl Opened {
@@ -89,27 +101,39 @@ pub(super) fn load(
     pool: &Arc<Pool>,
     progress: &dyn Progress,
 ) -> anyhow::Result<Loaded> {
-    let Opened { settings: model_settings, checkpoint, text, wish } = opened;
+    let Opened { settings: model_settings, checkpoint, text, device, wish: _ } = opened;
     let name = model_settings.name.as_str();
-    let options = load_options(&model_settings, settings, pool, share.num_blocks);
+    let options = load_options(&model_settings, settings, pool, share.num_blocks, device.device);
     let description = checkpoint.summary().to_string();
     let model = checkpoint.load(&options, progress).with_context(|| format!("cannot load model `{name}`"))?;
-    let context_window = model.spec().context_window;
+    let spec = model.spec().clone();
     let revision = format!("{}/{description}", model_settings.source);
     let engine = engine::spawn(name, model, text.clone(), engine::Config { revision, ..settings.engine.clone() })
         .with_context(|| format!("cannot start the engine of model `{name}`"))?;
     let facts = LoadedModel {
         description,
-        memory_bytes: share.total_bytes,
-        kv_bytes: wish.block_bytes * share.num_blocks as u64,
-        kv_tokens: share.num_blocks * BLOCK_TOKENS,
-        context_window,
+        device: device
+            .description
+            .map_or_else(|| device.device.to_string(), |name| format!("{}: {name}", device.device)),
+        memory_bytes: spec.gpu_memory.map_or(share.total_bytes, |memory| memory.used_bytes),
+        free_bytes: spec.gpu_memory.map(|memory| memory.free_bytes),
+        kv_bytes: spec.kv_bytes_per_block as u64 * spec.num_blocks as u64,
+        kv_tokens: spec.num_blocks * BLOCK_TOKENS,
+        context_window: spec.context_window,
     };
     Ok(Loaded { engine, text, facts })
 }
 
-fn load_options(model: &ModelSettings, settings: &Settings, pool: &Arc<Pool>, num_blocks: usize) -> LoadOptions {
+fn load_options(
+    model: &ModelSettings,
+    settings: &Settings,
+    pool: &Arc<Pool>,
+    num_blocks: usize,
+    device: Device,
+) -> LoadOptions {
     LoadOptions {
+        device,
+        kv_bytes: cache_bytes(model, settings),
         pool: Arc::clone(pool),
         num_blocks,
         // A step must have room for one token of every sequence.
@@ -118,6 +142,11 @@ fn load_options(model: &ModelSettings, settings: &Settings, pool: &Arc<Pool>, nu
         kv_dtype: model.kv_dtype,
         context_window: model.context_window,
     }
+}
+
+/// The size of a model's cache, if anybody set it.
+fn cache_bytes(model: &ModelSettings, settings: &Settings) -> Option<u64> {
+    model.kv_memory.or(settings.kv_cache).map(|size| size.0)
 }
 
 fn output_rows(settings: &Settings) -> usize {

@@ -17,14 +17,8 @@ const ENV: &str = "context_window, kv_memory, kv_dtype";
 /// # Errors
 /// [`OrderError::Wrong`] with the first field that cannot be.
 pub(super) fn settings_of(spec: &ModelSpec) -> Result<ModelSettings, OrderError> {
-    if let Some(hardware) = &spec.hardware
-        && !matches!(hardware.as_str(), "auto" | "cpu")
-    {
-        let message =
-            format!("`hardware` must be \"auto\" or \"cpu\", found \"{hardware}\": this server has nothing else");
-        return Err(wrong("hardware", message));
-    }
-    let mut raw = RawModel { name: spec.name.clone(), source: spec.source.clone(), ..RawModel::default() };
+    let (name, source, device) = (spec.name.clone(), spec.source.clone(), spec.hardware.clone());
+    let mut raw = RawModel { name, source, device, ..RawModel::default() };
     for (key, value) in &spec.env {
         match key.as_str() {
             "context_window" => raw.context_window = Some(read(key, value)?),
@@ -34,7 +28,11 @@ pub(super) fn settings_of(spec: &ModelSpec) -> Result<ModelSettings, OrderError>
         }
     }
     resolve_model(raw, ModelOrigin::Api).map_err(|error| {
-        let param = if error.field == "context_window" { "env.context_window" } else { error.field };
+        let param = match error.field {
+            "context_window" => "env.context_window",
+            "device" => "hardware",
+            field => field,
+        };
         wrong(param, format!("`{param}`: {}", error.problem))
     })
 }

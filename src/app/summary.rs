@@ -38,8 +38,12 @@ pub struct ModelLine {
 pub struct LoadedModel {
     /// Family, size and number format in a few words.
     pub description: String,
+    /// Where it computes, with the name of a GPU.
+    pub device: String,
     /// Weights, activations and cache.
     pub memory_bytes: u64,
+    /// What is left on its GPU.
+    pub free_bytes: Option<u64>,
     /// The cache's part of it.
     pub kv_bytes: u64,
     /// Tokens the cache holds, all sequences together.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use millgate_models::DeviceChoice;
 
 use super::money_args::{PriceCommand, UsageArgs};
 use super::reconcile_args::ReconcileArgs;
@@ -92,6 +93,9 @@ pub struct ServeArgs {
     /// Where users, keys, tiers and the ledger are kept [default: millgate-data]
     #[arg(long, value_name = "FOLDER")]
     pub data_dir: Option<PathBuf>,
+    /// Where models compute: auto, cpu or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceChoice>,
     /// A model to serve: hf:org/name[@revision], a folder, a .gguf file or builtin:demo; may be repeated
     #[arg(long = "model", value_name = "NAME=SOURCE", value_parser = parse_model)]
     pub models: Vec<(String, String)>,

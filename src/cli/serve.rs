@@ -26,7 +26,12 @@ use super::serve_summary::summary_text;
 /// # Errors
 /// A wrong configuration, an address or data directory in use, models that do not fit or do not load.
 pub(super) async fn run(args: &ServeArgs, environment: &Environment) -> Result<()> {
-    let overrides = Overrides { listen: args.listen, data_dir: args.data_dir.clone(), models: args.models.clone() };
+    let overrides = Overrides {
+        listen: args.listen,
+        data_dir: args.data_dir.clone(),
+        device: args.device,
+        models: args.models.clone(),
+    };
     let settings = load(args.config.as_deref(), environment, &overrides)?;
     init_logs(&settings.log)?;
     log_settings(&settings);

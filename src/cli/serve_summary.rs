@@ -37,13 +37,16 @@ pub(super) fn summary_text(summary: &Summary, first_key: Option<&str>) -> String
 
 fn model_text(model: &ModelLine) -> String {
     match &model.outcome {
-        Ok(LoadedModel { description, memory_bytes, kv_bytes, kv_tokens, .. }) => format!(
-            "{description}\n           {:<12} {} of memory, {} of it KV cache for {} tokens",
-            "",
-            ByteSize(*memory_bytes),
-            ByteSize(*kv_bytes),
-            number(*kv_tokens as u64)
-        ),
+        Ok(LoadedModel { description, device, memory_bytes, free_bytes, kv_bytes, kv_tokens, .. }) => {
+            let rest = free_bytes.map(|free| format!("; {} left on {device}", ByteSize(free))).unwrap_or_default();
+            format!(
+                "{description}\n           {:<12} {} of memory, {} of it KV cache for {} tokens{rest}",
+                "",
+                ByteSize(*memory_bytes),
+                ByteSize(*kv_bytes),
+                number(*kv_tokens as u64)
+            )
+        }
         Err(reason) => format!("NOT SERVED: {reason}"),
     }
 }
@@ -74,7 +77,9 @@ mod tests {
     fn summary() -> Summary {
         let loaded = LoadedModel {
             description: "llama, 3.9 M parameters in bf16".into(),
+            device: "cuda:0: NVIDIA L4, 22.0 GiB".into(),
             memory_bytes: 3 << 29,
+            free_bytes: Some(5 << 30),
             kv_bytes: 1 << 30,
             kv_tokens: 65_536,
             context_window: 2048,
@@ -97,7 +102,7 @@ mod tests {
         let text = summary_text(&summary(), Some("sk-mg_x"));
         for part in [
             "http://127.0.0.1:8080",
-            "1.5GiB of memory, 1GiB of it KV cache for 65,536 tokens",
+            "1.5GiB of memory, 1GiB of it KV cache for 65,536 tokens; 5GiB left on cuda:0: NVIDIA L4, 22.0 GiB",
             "NOT SERVED: no such file",
         ] {
             assert!(text.contains(part), "{text}");

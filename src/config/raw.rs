@@ -101,6 +101,8 @@ pub struct RawEngine {
     pub park_timeout: Option<Span>,
     /// Whether prompts reuse computed prefixes.
     pub prefix_cache: Option<bool>,
+    /// Where models compute.
+    pub device: Option<String>,
 }
 
 /// `[memory]`.
@@ -271,6 +273,8 @@ pub struct RawModel {
     pub kv_memory: Option<ByteSize>,
     /// The number format of its KV cache.
     pub kv_dtype: Option<RawKvDtype>,
+    /// Where it computes.
+    pub device: Option<String>,
 }
 
 /// `tiers = "all"` or a list of names.

@@ -111,6 +111,8 @@ pub const KEYS: &[Key] = &[
         .about("How long a request at the end of its allowance keeps its place while a limit refills."),
     key("engine", "prefix_cache", "true or false", "true", "true")
         .about("Reuse the computed beginning of a prompt for the same user. Off only to measure."),
+    key("engine", "device", "auto, cpu or cuda:N", "auto", "\"auto\"")
+        .about("Where models compute. `auto` takes the first NVIDIA GPU that can be used, else the CPU, and says why. A GPU that is named must be there. Needs a build with the feature `cuda`."),
     key("memory", "limit", "bytes or share", "80%", "\"80%\"")
         .about("All models together: weights, workspaces and KV caches. A share is of what the machine or its control group allows."),
     key("memory", "kv_cache", "bytes", "an equal part of what is left, at most 4GiB", "\"2GiB\"")
@@ -193,6 +195,7 @@ pub const KEYS: &[Key] = &[
     key("models", "kv_memory", "bytes", "memory.kv_cache", "\"2GiB\"").about("This model's KV cache."),
     key("models", "kv_dtype", "auto, f32 or bf16", "auto", "\"auto\"")
         .about("Number format of the KV cache: f32 for f32 models, else bf16. bf16 halves it."),
+    key("models", "device", "auto, cpu or cuda:N", "engine.device", "\"auto\"").about("Where this model computes."),
 ];
 
 const ENVIRONMENT: &[(&str, &str)] = &[

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use millgate_models::{HubOptions, KvDtypeChoice, Source};
+use millgate_models::{DeviceChoice, DeviceTextError, HubOptions, KvDtypeChoice, Source};
 
 use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
@@ -30,6 +30,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
+    /// `--device`.
+    pub device: Option<DeviceChoice>,
     /// `--model NAME=SOURCE`, each replacing the file's model of that name or added to the list.
     pub models: Vec<(String, String)>,
 }
@@ -63,6 +65,8 @@ pub struct Settings {
     pub engine: EngineConfig,
     /// The most tokens one step computes: sizes each model's workspace.
     pub step_tokens: usize,
+    /// Where models compute that name no device of their own.
+    pub device: DeviceChoice,
     /// What all models may take together.
     pub memory_limit: MemoryBound,
     /// The KV cache of a model that sets none; a share of what is left when absent.
@@ -216,6 +220,8 @@ pub struct ModelSettings {
     pub kv_memory: Option<ByteSize>,
     /// The number format of its KV cache.
     pub kv_dtype: KvDtypeChoice,
+    /// Where it computes; where all do when absent.
+    pub device: Option<DeviceChoice>,
 }
 
 /// Checks and completes a configuration. `text` is the file's text, to name lines; empty without a file.
@@ -271,6 +277,7 @@ pub fn resolve(
         model_folders: at.folders(server.model_folders.unwrap_or_default())?,
         data_dir: overrides.data_dir.clone().or(store.data_dir).unwrap_or_else(|| PathBuf::from("millgate-data")),
         step_tokens: at.within("engine", "step_tokens", engine.step_tokens.unwrap_or(512), 32, 65_536)?,
+        device: overrides.device.map_or_else(|| at.device(engine.device.as_deref()), Ok)?,
         engine: at.engine(&engine)?,
         memory_limit: memory.limit.unwrap_or(MemoryBound::Percent(80)),
         kv_cache: memory.kv_cache,
@@ -360,6 +367,11 @@ impl Place<'_> {
             }
         }
         Ok(TracesConfig { endpoint, headers, sample_ratio })
+    }
+
+    fn device(&self, text: Option<&str>) -> Result<DeviceChoice, ConfigError> {
+        let device = text.map(str::parse::<DeviceChoice>).transpose();
+        device.map(Option::unwrap_or_default).map_err(|error| self.wrong("engine", 0, "device", error.to_string()))
     }
 
     fn engine(&self, raw: &RawEngine) -> Result<EngineConfig, ConfigError> {
@@ -534,8 +546,11 @@ pub fn resolve_model(raw: RawModel, origin: ModelOrigin) -> Result<ModelSettings
     if raw.context_window == Some(0) {
         return Err(wrong("context_window", "it is in tokens and at least 1".into()));
     }
+    let device = raw.device.map(|text| text.parse()).transpose();
+    let device = device.map_err(|error: DeviceTextError| wrong("device", error.to_string()))?;
     Ok(ModelSettings {
         origin,
+        device,
         name: raw.name,
         source,
         display_name: raw.display_name,
@@ -582,16 +597,17 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_file() {
-        let text =
-            "[server]\nlisten = \"127.0.0.1:1\"\n[[models]]\nname = \"a\"\nsource = \"x\"\ncontext_window = 64\n";
+        let text = "[server]\nlisten = \"127.0.0.1:1\"\n[engine]\ndevice = \"cuda:3\"\n[[models]]\nname = \"a\"\nsource = \"x\"\ncontext_window = 64\n";
         let overrides = Overrides {
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 2))),
             data_dir: Some("elsewhere".into()),
+            device: Some(DeviceChoice::Cpu),
             models: vec![("a".into(), "y.gguf".into()), ("b".into(), "hf:org/b".into())],
         };
         let settings = resolve(toml::from_str(text).unwrap(), text, &Environment::default(), &overrides).unwrap();
         assert_eq!(settings.listen.port(), 2);
         assert_eq!(settings.data_dir, PathBuf::from("elsewhere"));
+        assert_eq!(settings.device, DeviceChoice::Cpu);
         let models: Vec<(String, String)> =
             settings.models.iter().map(|m| (m.name.clone(), m.source.to_string())).collect();
         assert_eq!(models, [("a".into(), "y.gguf".into()), ("b".into(), "hf:org/b".into())]);
@@ -609,6 +625,8 @@ mod tests {
             ("[[models]]\nname = \"a\"\nsource = \"builtin:x\"\n", "`models[0].source` (line 3)"),
             ("[engine]\npark_timeout = \"0s\"\n", "`engine.park_timeout` (line 2)"),
             ("[engine]\nstep_tokens = 1\n", "`engine.step_tokens` (line 2)"),
+            ("[engine]\ndevice = \"gpu\"\n", "`engine.device` (line 2)"),
+            ("[[models]]\nname = \"a\"\nsource = \"x\"\ndevice = \"cuda:\"\n", "`models[0].device` (line 4)"),
             ("[tiers]\ninstance = \"A_b\"\n", "`tiers.instance` (line 2)"),
             ("[tiers]\npoll = \"1ms\"\n", "`tiers.poll` (line 2)"),
             ("[notices]\nthresholds = [0]\n", "`notices.thresholds` (line 2)"),

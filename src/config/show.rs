@@ -71,6 +71,7 @@ fn effective(settings: &Settings) -> RawConfig {
             queue_timeout: Some(Span(engine.queue_timeout)),
             park_timeout: Some(Span(engine.park_timeout)),
             prefix_cache: Some(engine.prefix_cache),
+            device: Some(settings.device.to_string()),
         },
         memory: RawMemory { limit: Some(settings.memory_limit), kv_cache: settings.kv_cache },
         cpu: RawCpu { threads: settings.threads },
@@ -128,6 +129,7 @@ fn effective_model(model: &ModelSettings) -> RawModel {
             KvDtypeChoice::F32 => RawKvDtype::F32,
             KvDtypeChoice::Bf16 => RawKvDtype::Bf16,
         }),
+        device: model.device.map(|device| device.to_string()),
     }
 }
 

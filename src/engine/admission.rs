@@ -9,7 +9,7 @@ use super::{Lane, PROMPT_COST, Plan, Rank, Scheduler, SequenceId};
 impl Scheduler {
     /// Moves sequences from the waiting line into the batch, in order, while a step has room for them.
     pub(super) fn admit(&mut self, chunk: &impl Fn(usize) -> usize, plan: &mut Plan) {
-        while let Some(rank) = self.fairness.head(|id| !self.is_parked(id.request)) {
+        while let Some(rank) = self.fairness.head(|id| self.may_enter(id)) {
             if !self.has_time_for(rank, chunk) || !self.take_place(rank) {
                 return;
             }
@@ -19,6 +19,11 @@ impl Scheduler {
             self.pledge(rank.id);
             plan.admitted.push((rank.id, cached));
         }
+    }
+
+    /// Not while a step that it had a part in is in flight: what that one computed is not there any more.
+    fn may_enter(&self, id: SequenceId) -> bool {
+        !self.is_parked(id.request) && self.sequences[&id].in_flight == 0
     }
 
     /// Charges the prompt tokens that a newcomer will compute for the first time: at once, so that the next place goes to

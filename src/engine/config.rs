@@ -32,6 +32,9 @@ pub struct Config {
     pub shared_prefixes: Vec<Vec<u32>>,
     /// Model revision and cache data type. Mixed into the root of all prefix hashes. Default empty.
     pub revision: String,
+    /// Launch a step before the one ahead of it is read, where the model draws by itself. Default on; answers are the same
+    /// without, and come slower.
+    pub run_ahead: bool,
     /// Age of the last heartbeat from which the engine counts as stuck. Default 60 s: longer than the longest step of
     /// a large model on a small machine.
     pub stuck_after: Duration,
@@ -50,6 +53,7 @@ impl Default for Config {
             prefix_cache: true,
             shared_prefixes: Vec::new(),
             revision: String::new(),
+            run_ahead: true,
             stuck_after: Duration::from_secs(60),
         }
     }

@@ -3,11 +3,17 @@
 //! A second implementation of the [`Model`] seam, small enough to run by the thousand. It knows nothing of a sequence
 //! but its block table, so an error in tables, copies, prefix hits or recomputation shows as wrong text.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use millgate_models::text::{ChatTemplate, ModelText, Tokenizer};
-use millgate_models::{BLOCK_TOKENS, Batch, ForwardError, Model, ModelSpec, PAD_SLOT, SequenceSpan};
+use millgate_models::{
+    Adjustment, BLOCK_TOKENS, Batch, Device, Draw, DrawError, DrawingModel, Drawn, ForwardError, MAX_IN_FLIGHT, Model,
+    ModelSpec, Output, PAD_SLOT, SequenceSpan, Step, StepOutput,
+};
+
+use super::sampler::Sampler;
 
 /// Sizes and manners of a [`FakeModel`].
 #[derive(Debug, Clone)]
@@ -30,6 +36,8 @@ pub struct FakeOptions {
     pub prompt_token_delay: Duration,
     /// Lets steps through one by one; none: they run freely.
     pub gate: Option<Arc<Gate>>,
+    /// Draw tokens like a model on a device of its own: everything launched is done when it is collected, no sooner.
+    pub draws: bool,
 }
 
 /// Stands before each step of a [`FakeModel`] until it is let through, for tests that count steps.
@@ -68,6 +76,7 @@ impl Default for FakeOptions {
             row_delay: Duration::ZERO,
             prompt_token_delay: Duration::ZERO,
             gate: None,
+            draws: false,
         }
     }
 }
@@ -82,6 +91,23 @@ pub struct FakeModel {
     options: FakeOptions,
     cells: Vec<Cell>,
     logits: Vec<f32>,
+    device: Queue,
+}
+
+/// What a model that draws holds besides.
+#[derive(Debug, Default)]
+struct Queue {
+    queue: VecDeque<Job>,
+    sampler: Sampler,
+    /// Of the step collected last.
+    draws: Vec<Result<Drawn, DrawError>>,
+    wanted_logits: Vec<f32>,
+}
+
+#[derive(Debug)]
+enum Job {
+    Copy { from: u32, to: u32 },
+    Step(Box<Step>),
 }
 
 impl FakeModel {
@@ -100,6 +126,7 @@ impl FakeModel {
     pub fn new(options: FakeOptions) -> Self {
         let spec = ModelSpec {
             architecture: "fake".to_owned(),
+            device: Device::Cpu,
             vocab_size: Self::VOCAB_SIZE,
             context_window: options.context_window,
             num_layers: 1,
@@ -109,8 +136,15 @@ impl FakeModel {
             max_output_rows: options.max_output_rows,
             parameters: 0,
             weight_bytes: 0,
+            gpu_memory: None,
         };
-        Self { spec, cells: vec![None; options.num_blocks * BLOCK_TOKENS], options, logits: Vec::new() }
+        Self {
+            spec,
+            cells: vec![None; options.num_blocks * BLOCK_TOKENS],
+            options,
+            logits: Vec::new(),
+            device: Queue::default(),
+        }
     }
 
     /// The tokenizer that goes with the model: ids 0 to 255 are bytes, then three control tokens.
@@ -142,6 +176,84 @@ impl Model for FakeModel {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
+        assert!(!self.options.draws, "a model that draws is asked for tokens");
+        self.compute(batch)?;
+        Ok(&self.logits)
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) {
+        if self.options.draws {
+            self.device.queue.push_back(Job::Copy { from, to });
+        } else {
+            self.copy_now(from, to);
+        }
+    }
+
+    fn drawing(&mut self) -> Option<&mut dyn DrawingModel> {
+        self.options.draws.then_some(self)
+    }
+}
+
+impl DrawingModel for FakeModel {
+    fn launch(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let steps =
+            || self.device.queue.iter().filter_map(|job| if let Job::Step(step) = job { Some(step) } else { None });
+        let previous_draws = steps().next_back().map_or(self.device.draws.len(), |step| step.num_draws());
+        step.check(&self.spec, previous_draws)?;
+        let in_flight = steps().count();
+        if in_flight == MAX_IN_FLIGHT {
+            return Err(ForwardError::Batch { what: "steps in flight", found: in_flight, limit: MAX_IN_FLIGHT - 1 });
+        }
+        self.device.queue.push_back(Job::Step(Box::new(step.clone())));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput<'_>, ForwardError> {
+        loop {
+            match self.device.queue.pop_front() {
+                Some(Job::Copy { from, to }) => self.copy_now(from, to),
+                Some(Job::Step(step)) => {
+                    self.run(&step)?;
+                    return Ok(StepOutput { logits: &self.device.wanted_logits, draws: &self.device.draws });
+                }
+                None => return Err(ForwardError::Batch { what: "steps in flight", found: 0, limit: 1 }),
+            }
+        }
+    }
+}
+
+impl FakeModel {
+    /// Computes a step with the tokens that the one before drew, and draws its own.
+    fn run(&mut self, step: &Step) -> Result<(), ForwardError> {
+        let before = std::mem::take(&mut self.device.draws);
+        // A draw that failed gives some token; nobody looks at what comes of it.
+        let token_of =
+            |draw: u32| before.get(draw as usize).and_then(|drawn| drawn.as_ref().ok()).map_or(0, |drawn| drawn.token);
+        let mut batch = step.batch.clone();
+        for pending in &step.pending {
+            batch.tokens[pending.row as usize] = token_of(pending.draw);
+        }
+        self.device.wanted_logits.clear();
+        self.compute(&batch)?;
+        for (output, logits) in step.outputs.iter().zip(self.logits.chunks(Self::VOCAB_SIZE)) {
+            match output {
+                Output::Logits => self.device.wanted_logits.extend_from_slice(logits),
+                Output::Draw(draw) => {
+                    let adjustments = with_pending(step.adjustments_of(draw).to_vec(), draw, token_of);
+                    let drawn = self.device.sampler.draw_adjusted(logits, draw, &adjustments);
+                    self.device.draws.push(drawn);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_now(&mut self, from: u32, to: u32) {
+        let from = from as usize * BLOCK_TOKENS;
+        self.cells.copy_within(from..from + BLOCK_TOKENS, to as usize * BLOCK_TOKENS);
+    }
+
+    fn compute(&mut self, batch: &Batch) -> Result<(), ForwardError> {
         batch.check(&self.spec)?;
         let FakeOptions { step_delay, row_delay, prompt_token_delay, gate, .. } = &self.options;
         if let Some(gate) = gate {
@@ -172,13 +284,20 @@ impl Model for FakeModel {
             append_logits(context_hash(cells), Some(last), self.options.end_logit, &mut logits);
         }
         self.logits = logits;
-        Ok(&self.logits)
+        Ok(())
     }
+}
 
-    fn copy_block(&mut self, from: u32, to: u32) {
-        let from = from as usize * BLOCK_TOKENS;
-        self.cells.copy_within(from..from + BLOCK_TOKENS, to as usize * BLOCK_TOKENS);
-    }
+/// The adjustments of a draw once the newest token of its completion is known.
+fn with_pending(mut adjustments: Vec<Adjustment>, draw: &Draw, token_of: impl Fn(u32) -> u32) -> Vec<Adjustment> {
+    let Some(token) = draw.pending.map(token_of).filter(|_| draw.penalties.are_on()) else { return adjustments };
+    let place = adjustments.iter().position(|entry| entry.token == token).unwrap_or_else(|| {
+        adjustments.push(Adjustment::none(token));
+        adjustments.len() - 1
+    });
+    let entry = &mut adjustments[place];
+    (entry.is_seen, entry.count) = (true, entry.count + 1);
+    adjustments
 }
 
 /// A number that depends on every token and on its being where it belongs.

@@ -75,6 +75,11 @@ impl Generation {
         }
     }
 
+    /// Which of the model's end tokens must not follow on `sampled` tokens of a choice.
+    pub(crate) fn forbidden<'a>(&self, sampled: usize, end_tokens: &'a [u32]) -> &'a [u32] {
+        if sampled >= self.min_tokens || self.ignore_eos { &[] } else { end_tokens }
+    }
+
     /// Tokens granted since the last call.
     pub(crate) fn take_grant(&mut self) -> u64 {
         let all = self.mailbox.granted();

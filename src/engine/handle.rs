@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use millgate_models::Device;
+
 use super::inbox::Inbox;
 use super::mailbox::Mailbox;
 use super::pulse::Pulse;
@@ -29,6 +31,8 @@ struct Shared {
 /// Fixed facts about an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineSpec {
+    /// Where the model computes.
+    pub device: Device,
     /// Longest sequence, prompt and completion together, in tokens.
     pub context_window: usize,
     /// Tokens of a block of the cache.

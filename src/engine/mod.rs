@@ -3,8 +3,10 @@
 //! Pure parts, tested without a model or a thread: `scheduler`, `fairness`, `blocks`, `prefix_cache`, `sampler`, `pace`.
 //! `stepper` puts them together, `worker` gives them a thread and a clock, `handle` is what the rest of the server holds.
 
+mod asking;
 mod blocks;
 mod config;
+mod desk;
 mod fairness;
 pub mod fake;
 mod figures;

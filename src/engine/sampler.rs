@@ -1,5 +1,8 @@
 //! Draws the next token of one row from its logits, with that row's own parameters and nothing else.
 
+use millgate_models::{Adjustment, Draw, DrawError, Drawn, Scores};
+
+use super::asking::{Adjuster, History, draw_of};
 use super::random::uniform;
 use super::request::SamplingParams;
 use super::softmax::{self, Normaliser};
@@ -10,138 +13,88 @@ pub(crate) struct Row<'a> {
     /// One logit a token of the vocabulary.
     pub(crate) logits: &'a [f32],
     pub(crate) params: &'a SamplingParams,
-    pub(crate) prompt: &'a [u32],
-    /// The choice's completion so far.
-    pub(crate) output: &'a [u32],
+    pub(crate) history: History<'a>,
     /// Index of the choice.
     pub(crate) choice: u32,
-    /// Tokens that must not be drawn.
-    pub(crate) forbidden: &'a [u32],
-}
-
-/// A drawn token.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Draw {
-    pub(crate) token: u32,
-    /// Log probabilities, when the parameters ask for them.
-    pub(crate) scores: Option<Scores>,
-}
-
-/// Log probabilities of one position, of the model's own distribution: log-softmax of the raw logits.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Scores {
-    /// Of the token that stands at the position.
-    pub(crate) logprob: f32,
-    /// The likeliest tokens, likeliest first, the lower id first among equals.
-    pub(crate) top: Vec<(u32, f32)>,
-}
-
-/// Why no token can be drawn: an internal failure of this one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SampleError {
-    /// The model's output is broken.
-    #[error("the logits hold a value that is not a finite number")]
-    NotANumber,
-    /// Every token is ruled out.
-    #[error("every token is forbidden")]
-    NothingLeft,
 }
 
 /// Draws tokens. Holds scratch memory only: no call depends on an earlier one.
 #[derive(Debug, Default)]
 pub(crate) struct Sampler {
+    adjuster: Adjuster,
+    adjustments: Vec<Adjustment>,
     adjusted: Vec<f32>,
     candidates: Vec<u32>,
-    counts: Vec<u32>,
 }
 
 impl Sampler {
     /// Draws one token.
     ///
     /// # Errors
-    /// [`SampleError`] when logits are NaN or +inf, or when nothing may be drawn.
-    pub(crate) fn draw(&mut self, row: &Row<'_>) -> Result<Draw, SampleError> {
-        let raw_max = softmax::checked_max(row.logits)?;
-        let is_adjusted = self.adjust(row);
-        let logits = if is_adjusted { &self.adjusted } else { row.logits };
+    /// [`DrawError`] when logits are NaN or +inf, or when nothing may be drawn.
+    pub(crate) fn draw(&mut self, row: &Row<'_>) -> Result<Drawn, DrawError> {
+        let mut adjustments = std::mem::take(&mut self.adjustments);
+        adjustments.clear();
+        self.adjuster.list(row.params, &row.history, row.logits.len(), &mut adjustments);
+        let position = row.history.prompt.len() + row.history.output.len();
+        let drawn = self.draw_adjusted(row.logits, &draw_of(row.params, row.choice, position), &adjustments);
+        self.adjustments = adjustments;
+        drawn
+    }
+
+    /// Draws one token from logits that are first changed by `adjustments`, each of which names another token.
+    ///
+    /// # Errors
+    /// As [`Self::draw`].
+    pub(crate) fn draw_adjusted(
+        &mut self,
+        raw: &[f32],
+        draw: &Draw,
+        adjustments: &[Adjustment],
+    ) -> Result<Drawn, DrawError> {
+        let raw_max = softmax::checked_max(raw)?;
+        let Self { adjusted, candidates, .. } = self;
+        let logits = if adjustments.is_empty() {
+            raw
+        } else {
+            adjusted.clear();
+            adjusted.extend_from_slice(raw);
+            for adjustment in adjustments {
+                let logit = &mut adjusted[adjustment.token as usize];
+                *logit = adjustment.apply(*logit, &draw.penalties);
+            }
+            adjusted
+        };
         let likeliest = argmax(logits)?;
-        let token = if row.params.temperature == 0.0 {
+        let token = if draw.temperature == 0.0 {
             likeliest
         } else {
-            let cut = cut(logits, likeliest, row.params, &mut self.candidates);
-            pick(logits, likeliest, row, cut)
+            let cut = cut(logits, likeliest, draw, candidates);
+            pick(logits, likeliest, draw, cut)
         };
-        let scores = row.params.logprobs.map(|top| scores(row.logits, raw_max, token, usize::from(top)));
-        Ok(Draw { token, scores })
+        let scores = draw.logprobs.map(|top| scores(raw, raw_max, token, usize::from(top)));
+        Ok(Drawn { token, scores })
     }
 
     /// Log probabilities of a token that is given, not drawn: one of the prompt's.
     ///
     /// # Errors
-    /// [`SampleError::NotANumber`].
-    pub(crate) fn score(&self, logits: &[f32], token: u32, top: usize) -> Result<Scores, SampleError> {
+    /// [`DrawError::NotANumber`].
+    pub(crate) fn score(&self, logits: &[f32], token: u32, top: usize) -> Result<Scores, DrawError> {
         let raw_max = softmax::checked_max(logits)?;
         Ok(scores(logits, raw_max, token, top))
-    }
-
-    /// Writes penalties, bias and bans into a copy of the logits; `false` when there are none and no copy was made.
-    fn adjust(&mut self, row: &Row<'_>) -> bool {
-        let params = row.params;
-        let has_repetition = params.repetition_penalty != 1.0;
-        let has_counted = params.presence_penalty != 0.0 || params.frequency_penalty != 0.0;
-        if !has_repetition && !has_counted && params.logit_bias.is_empty() && row.forbidden.is_empty() {
-            return false;
-        }
-        let Self { adjusted, counts, .. } = self;
-        adjusted.clear();
-        adjusted.extend_from_slice(row.logits);
-        if has_repetition {
-            // A token is penalised once however often it occurs; `counts` marks those done.
-            counts.resize(row.logits.len(), 0);
-            for &token in row.prompt.iter().chain(row.output) {
-                if std::mem::replace(&mut counts[token as usize], 1) == 0 {
-                    let logit = &mut adjusted[token as usize];
-                    *logit = if *logit > 0.0 {
-                        *logit / params.repetition_penalty
-                    } else {
-                        *logit * params.repetition_penalty
-                    };
-                }
-            }
-            row.prompt.iter().chain(row.output).for_each(|&token| counts[token as usize] = 0);
-        }
-        if has_counted {
-            counts.resize(row.logits.len(), 0);
-            row.output.iter().for_each(|&token| counts[token as usize] += 1);
-            for &token in row.output {
-                let count = std::mem::take(&mut counts[token as usize]);
-                if count > 0 {
-                    adjusted[token as usize] -= params.presence_penalty + params.frequency_penalty * count as f32;
-                }
-            }
-        }
-        for &(token, bias) in &params.logit_bias {
-            adjusted[token as usize] += bias;
-        }
-        for &token in row.forbidden {
-            // A model's files may name end tokens that its output has no row for.
-            if let Some(logit) = adjusted.get_mut(token as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-        true
     }
 }
 
 /// The likeliest token, the lowest id among equals.
-fn argmax(logits: &[f32]) -> Result<u32, SampleError> {
+fn argmax(logits: &[f32]) -> Result<u32, DrawError> {
     let max = softmax::max(logits);
     if max == f32::NEG_INFINITY {
-        return Err(SampleError::NothingLeft);
+        return Err(DrawError::NothingLeft);
     }
     let found = (0..).zip(logits).find(|&(_, &logit)| logit == max);
     // Extreme penalties or biases can overflow although the raw logits were checked.
-    found.filter(|_| max.is_finite()).map(|(token, _)| token).ok_or(SampleError::NotANumber)
+    found.filter(|_| max.is_finite()).map(|(token, _)| token).ok_or(DrawError::NotANumber)
 }
 
 /// The last token, in order of likelihood, that may be drawn. Tokens are ordered by logit, then by id.
@@ -164,7 +117,7 @@ impl Cut {
 }
 
 /// Where top-k, top-p and min-p cut the vocabulary off. The likeliest token always stays.
-fn cut(logits: &[f32], likeliest: u32, params: &SamplingParams, candidates: &mut Vec<u32>) -> Cut {
+fn cut(logits: &[f32], likeliest: u32, params: &Draw, candidates: &mut Vec<u32>) -> Cut {
     let max = logits[likeliest as usize];
     let mut cut = Cut::NONE;
     if params.min_p > 0.0 {
@@ -221,13 +174,12 @@ fn nucleus_end(candidates: &mut [u32], logits: &[f32], top_p: f64, weight: impl 
 
 /// Draws among the tokens that the cut keeps, in order of their ids, so that the outcome does not depend on how the
 /// cut was found.
-fn pick(logits: &[f32], likeliest: u32, row: &Row<'_>, cut: Cut) -> u32 {
+fn pick(logits: &[f32], likeliest: u32, draw: &Draw, cut: Cut) -> u32 {
     let max = logits[likeliest as usize];
-    let weight = |logit: f32| f64::from(softmax::exp((logit - max) / row.params.temperature));
+    let weight = |logit: f32| f64::from(softmax::exp((logit - max) / draw.temperature));
     let kept = || (0..).zip(logits).filter(|&(token, &logit)| cut.keeps(logit, token));
     let total: f64 = kept().map(|(_, &logit)| weight(logit)).sum();
-    let position = u32::try_from(row.prompt.len() + row.output.len()).expect("positions fit the context window");
-    let mut target = uniform(row.params.seed, row.choice, position, 0) * total;
+    let mut target = uniform(draw.seed, draw.choice, draw.position, 0) * total;
     let mut last = likeliest;
     for (token, &logit) in kept() {
         let weight = weight(logit);

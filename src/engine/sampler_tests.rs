@@ -3,8 +3,10 @@
 use super::*;
 use proptest::prelude::*;
 
+const NOTHING: History<'static> = History { prompt: &[], output: &[], forbidden: &[] };
+
 fn row<'a>(logits: &'a [f32], params: &'a SamplingParams) -> Row<'a> {
-    Row { logits, params, prompt: &[], output: &[], choice: 0, forbidden: &[] }
+    Row { logits, params, history: NOTHING, choice: 0 }
 }
 
 fn draw(row: &Row<'_>) -> u32 {
@@ -77,7 +79,11 @@ fn other_positions_choices_and_seeds_draw_anew_and_the_same_ones_draw_the_same()
     let (logits, output) = (vec![0.0; 100], vec![0; 30]);
     let tokens = |seed: u64, choice: u32| -> Vec<u32> {
         let params = SamplingParams { seed, ..SamplingParams::default() };
-        (0..30).map(|len| draw(&Row { output: &output[..len], choice, ..row(&logits, &params) })).collect()
+        (0..30)
+            .map(|len| {
+                draw(&Row { history: History { output: &output[..len], ..NOTHING }, choice, ..row(&logits, &params) })
+            })
+            .collect()
     };
     assert_eq!(tokens(1, 0), tokens(1, 0));
     assert_ne!(tokens(1, 0), tokens(2, 0));
@@ -89,8 +95,9 @@ fn other_positions_choices_and_seeds_draw_anew_and_the_same_ones_draw_the_same()
 fn penalties_count_the_completion_and_repetition_counts_the_prompt_too() {
     let logits = [2.0, 1.9, 1.8, -1.0];
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-    let seen =
-        |params: &SamplingParams, prompt: &[u32], output: &[u32]| draw(&Row { prompt, output, ..row(&logits, params) });
+    let seen = |params: &SamplingParams, prompt: &[u32], output: &[u32]| {
+        draw(&Row { history: History { prompt, output, ..NOTHING }, ..row(&logits, params) })
+    };
     let presence = SamplingParams { presence_penalty: 0.15, ..greedy.clone() };
     assert_eq!(seen(&presence, &[0], &[]), 0, "the prompt does not count");
     assert_eq!(seen(&presence, &[], &[0]), 1);
@@ -109,10 +116,15 @@ fn bias_adds_up_and_forbidden_tokens_never_come() {
     let logits = [2.0, 1.0, 0.0];
     let params = SamplingParams { temperature: 0.0, logit_bias: vec![(1, 0.7), (1, 0.7)], ..SamplingParams::default() };
     assert_eq!(draw(&row(&logits, &params)), 1);
-    assert_eq!(draw(&Row { forbidden: &[1, 0], ..row(&logits, &params) }), 2);
-    assert_eq!(draw(&Row { forbidden: &[1, 3, u32::MAX], ..row(&logits, &params) }), 0, "unknown ones change nothing");
-    let nothing_left = Sampler::default().draw(&Row { forbidden: &[0, 1, 2], ..row(&logits, &params) });
-    assert_eq!(nothing_left, Err(SampleError::NothingLeft));
+    assert_eq!(draw(&Row { history: History { forbidden: &[1, 0], ..NOTHING }, ..row(&logits, &params) }), 2);
+    assert_eq!(
+        draw(&Row { history: History { forbidden: &[1, 3, u32::MAX], ..NOTHING }, ..row(&logits, &params) }),
+        0,
+        "unknown ones change nothing"
+    );
+    let nothing_left = Sampler::default()
+        .draw(&Row { history: History { forbidden: &[0, 1, 2], ..NOTHING }, ..row(&logits, &params) });
+    assert_eq!(nothing_left, Err(DrawError::NothingLeft));
     let banned = SamplingParams { logit_bias: vec![(0, f32::NEG_INFINITY)], ..SamplingParams::default() };
     assert!((0..200).all(|seed| draw(&row(&logits, &SamplingParams { seed, ..banned.clone() })) != 0));
 }
@@ -121,11 +133,11 @@ fn bias_adds_up_and_forbidden_tokens_never_come() {
 fn broken_logits_and_overflowing_parameters_fail_and_do_not_panic() {
     let params = SamplingParams::default();
     for broken in [f32::NAN, f32::INFINITY] {
-        assert_eq!(Sampler::default().draw(&row(&[0.0, broken], &params)), Err(SampleError::NotANumber));
-        assert_eq!(Sampler::default().score(&[0.0, broken], 0, 1), Err(SampleError::NotANumber));
+        assert_eq!(Sampler::default().draw(&row(&[0.0, broken], &params)), Err(DrawError::NotANumber));
+        assert_eq!(Sampler::default().score(&[0.0, broken], 0, 1), Err(DrawError::NotANumber));
     }
     let huge = SamplingParams { logit_bias: vec![(0, f32::MAX), (0, f32::MAX)], ..SamplingParams::default() };
-    assert_eq!(Sampler::default().draw(&row(&[1.0, 0.0], &huge)), Err(SampleError::NotANumber));
+    assert_eq!(Sampler::default().draw(&row(&[1.0, 0.0], &huge)), Err(DrawError::NotANumber));
     let tiny = SamplingParams { temperature: f32::MIN_POSITIVE, top_p: 0.5, ..SamplingParams::default() };
     assert_eq!(draw(&row(&[1.0, 1.5, -3.0], &tiny)), 1);
 }
@@ -159,7 +171,7 @@ fn a_large_vocabulary_is_cut_at_the_same_place_as_by_sorting() {
         (0..150_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 8) as f32 / 3e6).collect();
     let params = SamplingParams { temperature: 1.3, top_k: 90_000, top_p: 0.8, ..SamplingParams::default() };
     let likeliest = argmax(&logits).unwrap();
-    let cut = cut(&logits, likeliest, &params, &mut Vec::new());
+    let cut = cut(&logits, likeliest, &draw_of(&params, 0, 0), &mut Vec::new());
     let by_definition = kept_by_definition(&logits, &params);
     let differing = (0_u32..)
         .zip(&logits)
@@ -183,7 +195,7 @@ proptest! {
     ) {
         let logits: Vec<f32> = levels.iter().map(|&level| f32::from(level) * 0.37).collect();
         let params = SamplingParams { temperature, top_k, top_p, min_p, ..SamplingParams::default() };
-        let cut = cut(&logits, argmax(&logits).unwrap(), &params, &mut Vec::new());
+        let cut = cut(&logits, argmax(&logits).unwrap(), &draw_of(&params, 0, 0), &mut Vec::new());
         let kept: Vec<bool> = (0..).zip(&logits).map(|(token, &logit)| cut.keeps(logit, token)).collect();
         prop_assert_eq!(kept, kept_by_definition(&logits, &params));
     }
@@ -196,10 +208,10 @@ proptest! {
         other in prop::collection::vec(-5.0_f32..5.0, 30),
     ) {
         let params = SamplingParams { top_k, top_p: 0.9, seed, frequency_penalty: 0.5, ..SamplingParams::default() };
-        let wanted = Row { output: &[3, 3, 9], ..row(&noise, &params) };
+        let wanted = Row { history: History { output: &[3, 3, 9], ..NOTHING }, ..row(&noise, &params) };
         let fresh = draw(&wanted);
         let mut used = Sampler::default();
-        used.draw(&Row { output: &[1, 2, 9], ..row(&other, &params) }).unwrap();
+        used.draw(&Row { history: History { output: &[1, 2, 9], ..NOTHING }, ..row(&other, &params) }).unwrap();
         prop_assert_eq!(used.draw(&wanted).unwrap().token, fresh);
         let mut adjusted = noise.clone();
         adjusted[3] -= 1.0;

@@ -36,8 +36,8 @@ pub(crate) struct Terms {
     pub(crate) choices: u32,
     /// Completion tokens that may still be sampled, by all choices together.
     pub(crate) allowance: u64,
-    /// Whether tokens are drawn at all; not when only the prompt's log probabilities are wanted.
-    pub(crate) draws_tokens: bool,
+    /// Most completion tokens of a choice; 0 when only the prompt's log probabilities are wanted.
+    pub(crate) max_tokens: usize,
     /// Whom it counts for.
     pub(crate) lane: Lane,
     /// Share of the flow among the flows of its band.
@@ -53,6 +53,9 @@ pub(crate) struct Item {
     pub(crate) count: usize,
     /// Completion tokens drawn from the last row: one, or one a choice when the prompt ends here, or none.
     pub(crate) draws: u32,
+    /// Whether its output rows concern the host: to score a prompt, or to draw the first tokens of several choices. Other
+    /// tokens may be drawn by the model itself.
+    pub(crate) needs_host: bool,
 }
 
 /// What a step does.
@@ -69,7 +72,7 @@ pub(crate) struct Plan {
 ///
 /// The order of service is that of [`Fairness`]: who has aged, the higher band, the flow that used least, first come. A
 /// sequence that lacks a block takes it from one that stands at zero allowance, else from the one last in order; that one
-/// is computed again later. Nothing overtakes the head of the waiting line, so every sequence gets its turn.
+/// is computed again later. A block may change hands while a step that uses it is in flight: steps run in order. Nothing overtakes the head of the waiting line, so every sequence gets its turn.
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     limits: Limits,
@@ -156,18 +159,35 @@ impl Scheduler {
         plan
     }
 
-    /// Books a step that was computed, and offers its full blocks to the prefix cache.
-    pub(crate) fn complete(&mut self, items: &[Item]) {
+    /// Books a step that is on its way: the next one may be planned before it is read.
+    pub(crate) fn launch(&mut self, items: &[Item]) {
         for item in items {
-            let Some(sequence) = self.sequences.get_mut(&item.id) else { continue };
+            let sequence = self.sequences.get_mut(&item.id).expect("planned sequences live");
             sequence.computed = item.first + item.count;
+            sequence.in_flight += 1;
+            if item.needs_host {
+                sequence.is_held = true;
+            } else {
+                sequence.awaited += item.draws as usize;
+            }
             // What is computed again after a preemption was paid for, and completion tokens are when they are drawn.
             let paid = sequence.computed.min(sequence.prompt_len).saturating_sub(sequence.paid_prompt);
             sequence.paid_prompt += paid;
             sequence.pledged = sequence.pledged.saturating_sub(paid);
+        }
+    }
+
+    /// Books that a step has been computed, and offers its full blocks to the prefix cache. Awaited tokens follow one by one.
+    pub(crate) fn land(&mut self, items: &[Item]) {
+        for item in items {
+            let Some(sequence) = self.sequences.get_mut(&item.id) else { continue };
+            sequence.in_flight -= 1;
+            sequence.is_held &= !item.needs_host;
+            let end = item.first + item.count;
             let Some(hasher) = &self.hasher else { continue };
-            let full = sequence.computed / BLOCK_TOKENS;
-            if full > sequence.published {
+            let full = end.min(sequence.known.len()) / BLOCK_TOKENS;
+            // What lost its blocks meanwhile has none to offer; it gets no others before all its steps have landed.
+            if sequence.computed >= end && full > sequence.published {
                 let salt = self.requests[&item.id.request].salt;
                 hasher.extend(&sequence.known, salt, &mut sequence.hashes);
                 for index in sequence.published..full {
@@ -185,11 +205,16 @@ impl Scheduler {
             self.sequences.get_mut(&SequenceId { request, choice: 0 }).expect("the leader computed the prompt");
         leader.has_forked = true;
         let leader = leader.clone();
+        let has_place = self.running.contains(&leader.id);
         for choice in 1..terms.choices {
             let id = SequenceId { request, choice };
             leader.table.iter().for_each(|&block| self.blocks.retain(block));
-            self.running.insert(id);
             self.fairness.split(terms.lane);
+            if has_place {
+                self.running.insert(id);
+            } else {
+                self.fairness.put_back(terms.lane, id);
+            }
             self.sequences.insert(id, Sequence { id, ..leader.clone() });
         }
     }
@@ -201,7 +226,9 @@ impl Scheduler {
         terms.allowance = terms.allowance.saturating_sub(1);
         self.fairness.charge(terms.lane, terms.weight, COMPLETION_COST);
         self.fairness.sampled(id);
-        self.sequences.get_mut(&id).expect("only live sequences are sampled").known.push(token);
+        let sequence = self.sequences.get_mut(&id).expect("only live sequences are sampled");
+        sequence.known.push(token);
+        sequence.awaited = sequence.awaited.saturating_sub(1);
     }
 
     /// Has the last token computed again: its row could not be used yet.
@@ -242,7 +269,7 @@ impl Scheduler {
 
     /// Whether a live request stands still for want of allowance.
     pub(crate) fn is_parked(&self, request: u64) -> bool {
-        self.requests.get(&request).is_some_and(|terms| terms.draws_tokens && terms.allowance == 0)
+        self.requests.get(&request).is_some_and(|terms| terms.max_tokens > 0 && terms.allowance == 0)
     }
 
     pub(crate) fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
@@ -290,16 +317,29 @@ impl Scheduler {
             if is_waiting && !sequence.table.is_empty() {
                 return Err(format!("{id:?} waits and owns blocks"));
             }
-            if sequence.computed > sequence.table.len() * BLOCK_TOKENS || sequence.computed >= sequence.known.len() {
-                let (computed, known) = (sequence.computed, sequence.known.len());
-                return Err(format!("{id:?} has {computed} of {known} tokens in {} blocks", sequence.table.len()));
+            let most = if sequence.in_flight > 0 { sequence.len() } else { sequence.known.len() - 1 };
+            if sequence.computed > sequence.table.len() * BLOCK_TOKENS || sequence.computed > most {
+                let (computed, tokens) = (sequence.computed, sequence.len());
+                return Err(format!("{id:?} has {computed} of {tokens} tokens in {} blocks", sequence.table.len()));
+            }
+            if sequence.in_flight == 0 && (sequence.awaited > 0 || sequence.is_held) {
+                return Err(format!("{id:?} awaits a token that no step in flight draws"));
             }
         }
         Ok(())
     }
 
+    /// Tokens of a sequence that a step could compute: none while it is held, nor when its last token is on the way.
     fn pending(&self, id: SequenceId) -> usize {
-        self.sequences[&id].pending()
+        let sequence = &self.sequences[&id];
+        let most = sequence.prompt_len.saturating_add(self.requests[&id.request].max_tokens);
+        if sequence.is_held || sequence.awaited > 0 && sequence.len() >= most { 0 } else { sequence.pending() }
+    }
+
+    /// Completion tokens that steps in flight draw for a request.
+    fn awaited(&self, request: u64) -> u64 {
+        let ids = SequenceId { request, choice: 0 }..=SequenceId { request, choice: u32::MAX };
+        self.sequences.range(ids).map(|(_, sequence)| sequence.awaited as u64).sum()
     }
 
     fn rank(&self, id: SequenceId) -> Rank {
@@ -401,23 +441,27 @@ impl Scheduler {
             fits = self.reserve(rank.id, first + count, plan);
         }
         let Some(count) = fits.checked_sub(first).filter(|&fits| fits > 0).map(|fits| fits.min(count)) else { return };
-        let draws = if first + count == self.sequences[&rank.id].known.len() { draws } else { 0 };
-        let scores = self.sequences[&rank.id].score_positions(first, count).len();
+        let sequence = &self.sequences[&rank.id];
+        let draws = if first + count == sequence.len() { draws } else { 0 };
+        let scores = sequence.score_positions(first, count).len();
+        let is_shared = draws > 0 && !sequence.has_forked && self.requests[&rank.id.request].choices > 1;
         room.tokens -= count;
         room.rows -= scores + usize::from(draws > 0);
         *room.drawn.entry(rank.id.request).or_default() += u64::from(draws);
         room.planned.insert(rank.id);
-        plan.items.push(Item { id: rank.id, first, count, draws });
+        plan.items.push(Item { id: rank.id, first, count, draws, needs_host: scores > 0 || is_shared });
     }
 
     /// How many tokens of a sequence the step has room for, and how many draws follow from its last row.
     fn portion(&self, id: SequenceId, room: &Room) -> Option<(usize, u32)> {
         let (sequence, terms) = (&self.sequences[&id], &self.requests[&id.request]);
-        let mut count = sequence.pending().min(room.tokens);
+        let pending = self.pending(id);
+        let mut count = pending.min(room.tokens);
         let mut rows = room.rows;
         let mut draws = 0;
-        if count == sequence.pending() && terms.draws_tokens {
-            let left = terms.allowance.saturating_sub(room.drawn.get(&id.request).copied().unwrap_or(0));
+        if count > 0 && count == pending && terms.max_tokens > 0 {
+            let given = self.awaited(id.request) + room.drawn.get(&id.request).copied().unwrap_or(0);
+            let left = terms.allowance.saturating_sub(given);
             let wanted = if sequence.has_forked { 1 } else { terms.choices };
             draws = u32::try_from(left).map_or(wanted, |left| wanted.min(left));
             if draws == 0 || rows == 0 {

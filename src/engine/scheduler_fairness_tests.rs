@@ -53,7 +53,7 @@ impl Sim {
         let terms = Terms {
             choices: 1,
             allowance: u64::MAX,
-            draws_tokens: true,
+            max_tokens: usize::MAX,
             lane: load.lane,
             weight: load.weight,
             salt: CacheSalt([0; 16]),
@@ -86,7 +86,8 @@ impl Sim {
     fn step(&mut self) -> &[Item] {
         let plan = self.scheduler.plan(|_| CHUNK);
         let before: Vec<usize> = plan.items.iter().map(|item| self.scheduler.sequences[&item.id].paid_prompt).collect();
-        self.scheduler.complete(&plan.items);
+        self.scheduler.launch(&plan.items);
+        self.scheduler.land(&plan.items);
         for (item, before) in plan.items.iter().zip(before) {
             let request = item.id.request;
             let lane = self.scheduler.requests[&request].lane;

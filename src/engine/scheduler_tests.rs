@@ -11,7 +11,7 @@ fn scheduler(num_blocks: usize, max_step_tokens: usize, max_output_rows: usize, 
 
 fn terms(choices: u32, allowance: u64, priority: u8) -> Terms {
     let lane = Lane { band: priority, flow: FlowId(1) };
-    Terms { choices, allowance, draws_tokens: true, lane, weight: 1, salt: CacheSalt([0; 16]) }
+    Terms { choices, allowance, max_tokens: usize::MAX, lane, weight: 1, salt: CacheSalt([0; 16]) }
 }
 
 fn add(scheduler: &mut Scheduler, request: u64, prompt: Vec<u32>, terms: Terms) -> SequenceId {
@@ -22,7 +22,8 @@ fn add(scheduler: &mut Scheduler, request: u64, prompt: Vec<u32>, terms: Terms) 
 
 /// Plays the part of model and sampler: every draw gives a token that depends on the sequence alone.
 fn compute(scheduler: &mut Scheduler, plan: &Plan, started: &mut BTreeSet<u64>) {
-    scheduler.complete(&plan.items);
+    scheduler.launch(&plan.items);
+    scheduler.land(&plan.items);
     for item in &plan.items {
         if item.draws == 0 {
             continue;

@@ -14,15 +14,25 @@ pub(crate) struct SequenceId {
 }
 
 /// A sequence is `known` tokens of which the first `computed` are in the cache; a step computes some of the rest.
-/// Prefill, decode, recompute after preemption and a cached prefix are all this one case.
+/// Prefill, decode, recompute after preemption and a cached prefix are all this one case. Where steps are launched before
+/// the last one is read, the newest token may be `awaited`: computed with, but not known.
 #[derive(Debug, Clone)]
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     /// Prompt and completion so far.
     pub(crate) known: Vec<u32>,
     pub(crate) prompt_len: usize,
-    /// INVARIANT: below `known.len()` between steps: the last token's logits are wanted again or for the first time.
+    /// Steps in flight count as computed.
+    ///
+    /// INVARIANT: below `len()` while no step of it is in flight: the last token's logits are wanted again or for the first
+    /// time.
     pub(crate) computed: usize,
+    /// Tokens that steps in flight draw: they follow the known ones, and the model alone knows them.
+    pub(crate) awaited: usize,
+    /// Steps in flight that have a part of this sequence.
+    pub(crate) in_flight: u32,
+    /// A step in flight whose rows the host must see before this can go on.
+    pub(crate) is_held: bool,
     /// Holds `computed` tokens at least.
     pub(crate) table: Vec<u32>,
     /// Prefix hashes of full blocks of `known`, as far as they were needed.
@@ -49,6 +59,9 @@ impl Sequence {
             known: prompt,
             prompt_len,
             computed: 0,
+            awaited: 0,
+            in_flight: 0,
+            is_held: false,
             table: Vec::new(),
             hashes: Vec::new(),
             published: 0,
@@ -59,9 +72,14 @@ impl Sequence {
         }
     }
 
-    /// Known tokens that are not computed.
+    /// Tokens, known or awaited.
+    pub(crate) fn len(&self) -> usize {
+        self.known.len() + self.awaited
+    }
+
+    /// Tokens that are not computed.
     pub(crate) fn pending(&self) -> usize {
-        self.known.len() - self.computed
+        self.len() - self.computed
     }
 
     /// The completion so far.
@@ -69,9 +87,9 @@ impl Sequence {
         &self.known[self.prompt_len..]
     }
 
-    /// Blocks that all known tokens need.
+    /// Blocks that all tokens need.
     pub(crate) fn blocks_needed(&self) -> usize {
-        self.known.len().div_ceil(BLOCK_TOKENS)
+        self.len().div_ceil(BLOCK_TOKENS)
     }
 
     /// Whether the cache may serve this sequence: not when the logits of its prompt are wanted.

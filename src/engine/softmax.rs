@@ -1,6 +1,6 @@
 //! Maximum, exponential and normaliser over a row of logits, fast enough for a vocabulary of 150,000 tokens.
 
-use super::sampler::SampleError;
+use millgate_models::DrawError;
 
 /// The largest value; `-inf` for an empty row. NaN values are passed over.
 pub(crate) fn max(values: &[f32]) -> f32 {
@@ -19,11 +19,11 @@ pub(crate) fn max(values: &[f32]) -> f32 {
 /// The largest value of a row that a model computed.
 ///
 /// # Errors
-/// [`SampleError::NotANumber`] for NaN, `+inf`, or a row without any finite value.
-pub(crate) fn checked_max(logits: &[f32]) -> Result<f32, SampleError> {
+/// [`DrawError::NotANumber`] for NaN, `+inf`, or a row without any finite value.
+pub(crate) fn checked_max(logits: &[f32]) -> Result<f32, DrawError> {
     let has_nan = logits.iter().fold(false, |found, logit| found | logit.is_nan());
     let max = max(logits);
-    if has_nan || !max.is_finite() { Err(SampleError::NotANumber) } else { Ok(max) }
+    if has_nan || !max.is_finite() { Err(DrawError::NotANumber) } else { Ok(max) }
 }
 
 /// `e^x` for `x <= 0`, to about one part in ten million; 0 below -87.
@@ -92,9 +92,9 @@ mod tests {
         for broken in [f32::NAN, f32::INFINITY] {
             let mut row = vec![0.5; 21];
             row[17] = broken;
-            assert_eq!(checked_max(&row), Err(SampleError::NotANumber));
+            assert_eq!(checked_max(&row), Err(DrawError::NotANumber));
         }
-        assert_eq!(checked_max(&[f32::NEG_INFINITY; 3]), Err(SampleError::NotANumber));
+        assert_eq!(checked_max(&[f32::NEG_INFINITY; 3]), Err(DrawError::NotANumber));
         assert_eq!(checked_max(&[f32::NEG_INFINITY, -2.0]), Ok(-2.0));
     }
 

@@ -5,21 +5,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use millgate_models::text::ModelText;
-use millgate_models::{BLOCK_TOKENS, Model};
+use millgate_models::{BLOCK_TOKENS, DrawError, ForwardError, Model};
 use tracing::{debug, error};
 use uuid::Uuid;
 
 use super::config::Config;
+use super::desk::Desk;
 use super::fairness::Lane;
 use super::generation::Generation;
 use super::handle::{EngineSpec, EngineTotals};
 use super::inbox::{Inbox, Submission};
 use super::pace::Pace;
 use super::prefix_cache::PrefixHasher;
-use super::request::{Failure, FinishReason, TokenLogprob};
-use super::runner::{ItemRows, Logits, Runner};
-use super::sampler::{Row, SampleError, Sampler, Scores};
-use super::scheduler::{Item, Limits, Scheduler, Terms};
+use super::request::{Failure, FinishReason};
+use super::runner::{Runner, Wishes};
+use super::sampler::Sampler;
+use super::scheduler::{Item, Limits, Plan, Scheduler, Terms};
 use super::sequence::{Sequence, SequenceId};
 
 /// Forward passes that fail one after the other before the engine calls itself unhealthy.
@@ -62,6 +63,7 @@ impl Stepper {
             max_running,
         };
         let spec = EngineSpec {
+            device: facts.device,
             context_window: facts.context_window,
             block_tokens: BLOCK_TOKENS,
             vocab_size: facts.vocab_size,
@@ -105,7 +107,7 @@ impl Stepper {
         let terms = Terms {
             choices: request.choices,
             allowance: u64::from(request.allowance),
-            draws_tokens: generation.max_tokens > 0,
+            max_tokens: generation.max_tokens,
             lane: Lane { band: request.priority, flow: request.flow },
             weight: request.weight,
             salt: request.cache_salt,
@@ -143,7 +145,7 @@ impl Stepper {
         }
     }
 
-    /// Computes one step and sends the events that come of it.
+    /// Launches a step and sends the events of the one before it; where the model cannot run ahead, of the same one.
     pub(crate) fn step(&mut self, now: Instant) -> Step {
         let (max_step, floor) = (self.config.max_step, self.config.min_prefill_tokens);
         let pace = &self.pace;
@@ -151,38 +153,67 @@ impl Stepper {
         for &(id, cached) in &plan.admitted {
             self.book_admission(id, cached, now);
         }
-        if plan.items.is_empty() {
-            return Step::Idle { until: self.next_deadline() };
+        let has_work = !plan.items.is_empty();
+        let is_launched = has_work && self.launch(plan, now);
+        let may_stay = usize::from(is_launched && self.config.run_ahead && self.runner.can_run_ahead());
+        let mut step = match has_work || self.runner.in_flight() > 0 {
+            true => Step::Worked { decode_rows: 0, prefill_tokens: 0 },
+            false => Step::Idle { until: self.next_deadline() },
+        };
+        while self.runner.in_flight() > may_stay {
+            step = self.land(now);
         }
-        let (logits, rows) = match self.runner.run(&plan, &self.scheduler) {
+        step
+    }
+
+    /// Gives a step to the model; `false` when it was refused and its requests have failed.
+    fn launch(&mut self, plan: Plan, now: Instant) -> bool {
+        let wishes = Wishes { generations: &self.generations, end_tokens: &self.text.end_tokens };
+        match self.runner.launch(plan, &self.scheduler, wishes) {
+            Ok(items) => {
+                self.scheduler.launch(items);
+                true
+            }
+            Err((items, failure)) => {
+                self.fail_step(&items, &failure, now);
+                false
+            }
+        }
+    }
+
+    /// Waits for the oldest step in flight and sends the events that come of it.
+    fn land(&mut self, now: Instant) -> Step {
+        let (flight, answer) = self.runner.land().expect("only called while a step is in flight");
+        let items = &flight.items;
+        let answer = match answer {
             Ok(answer) => answer,
             Err(failure) => {
-                let message = format!("step of `{}` failed: {}", self.name, chain(&failure));
-                self.fail_step(&plan.items, &message, now);
+                self.fail_step(items, &failure, now);
                 return Step::Worked { decode_rows: 0, prefill_tokens: 0 };
             }
         };
         self.failed_steps = 0;
-        self.scheduler.complete(&plan.items);
+        self.scheduler.land(items);
         let mut desk = Desk {
             text: &self.text,
             scheduler: &mut self.scheduler,
             sampler: &mut self.sampler,
             totals: &mut self.totals,
         };
-        let mut ended: Vec<(u64, Option<SampleError>)> = Vec::new();
-        for (item, rows) in plan.items.iter().zip(&rows) {
-            let generation = self.generations.get_mut(&item.id.request).expect("planned requests are open");
-            match desk.settle(item, rows, &logits, generation) {
+        let mut ended: Vec<(u64, Option<DrawError>)> = Vec::new();
+        for (item, rows) in items.iter().zip(&flight.rows) {
+            // Who ended while this step was in flight has no use for its row.
+            let Some(generation) = self.generations.get_mut(&item.id.request) else { continue };
+            match desk.settle(item, rows, &answer, generation) {
                 Err(broken) => ended.push((item.id.request, Some(broken))),
                 Ok(()) if generation.is_finished() => ended.push((item.id.request, None)),
                 Ok(()) => {}
             }
         }
-        self.send(&plan.items, ended, now);
+        self.send(items, ended, now);
         self.totals.steps += 1;
-        let decode_rows = plan.items.iter().filter(|item| item.count == 1).count();
-        let all: usize = plan.items.iter().map(|item| item.count).sum();
+        let decode_rows = items.iter().filter(|item| item.count == 1).count();
+        let all: usize = items.iter().map(|item| item.count).sum();
         self.totals.computed_tokens += all as u64;
         Step::Worked { decode_rows, prefill_tokens: all - decode_rows }
     }
@@ -233,7 +264,7 @@ impl Stepper {
     }
 
     /// Sends each request of a step its events; those that ended get their terminal one.
-    fn send(&mut self, items: &[Item], ended: Vec<(u64, Option<SampleError>)>, now: Instant) {
+    fn send(&mut self, items: &[Item], ended: Vec<(u64, Option<DrawError>)>, now: Instant) {
         for (serial, broken) in ended {
             match broken {
                 None => self.close(serial, None, now),
@@ -252,7 +283,8 @@ impl Stepper {
         }
     }
 
-    fn fail_step(&mut self, items: &[Item], message: &str, now: Instant) {
+    fn fail_step(&mut self, items: &[Item], failure: &ForwardError, now: Instant) {
+        let message = format!("step of `{}` failed: {}", self.name, chain(failure));
         self.failed_steps += 1;
         if self.failed_steps >= MAX_FAILED_STEPS {
             self.inbox.report_fault(format!("{} steps failed in a row", self.failed_steps));
@@ -260,7 +292,7 @@ impl Stepper {
         let mut serials: Vec<u64> = items.iter().map(|item| item.id.request).collect();
         serials.dedup();
         for serial in serials {
-            self.fail(serial, message, now);
+            self.fail(serial, &message, now);
         }
     }
 
@@ -300,118 +332,6 @@ impl Stepper {
             park.into_iter().chain(queue).min()
         };
         self.generations.values().filter_map(deadline).min()
-    }
-}
-
-/// Settles the rows of one step, sequence by sequence.
-struct Desk<'a> {
-    text: &'a ModelText,
-    scheduler: &'a mut Scheduler,
-    sampler: &'a mut Sampler,
-    totals: &'a mut EngineTotals,
-}
-
-impl Desk<'_> {
-    /// Books what an item computed, and draws the tokens that follow from it.
-    fn settle(
-        &mut self,
-        item: &Item,
-        rows: &ItemRows,
-        logits: &Logits<'_>,
-        generation: &mut Generation,
-    ) -> Result<(), SampleError> {
-        let computed = item.first + item.count;
-        self.totals.prompt_tokens += u64::from(generation.count_prompt(computed));
-        self.score_prompt(item, rows, logits, generation)?;
-        if generation.has_started {
-            if item.draws > 0 {
-                self.draw(item.id, logits.row(rows.draw_row()), generation)?;
-            }
-            return Ok(());
-        }
-        if computed < generation.prompt_len {
-            return Ok(());
-        }
-        generation.start();
-        if generation.max_tokens == 0 {
-            generation.finish_all(FinishReason::Length);
-            return Ok(());
-        }
-        self.scheduler.fork(item.id.request);
-        for choice in 0..u32::try_from(generation.choices.len()).expect("choices are counted in 32 bits") {
-            let id = SequenceId { choice, ..item.id };
-            if choice < item.draws {
-                self.draw(id, logits.row(rows.draw_row()), generation)?;
-            } else {
-                // The allowance did not reach this far: the row is computed again when there is more.
-                self.scheduler.roll_back(id);
-            }
-        }
-        Ok(())
-    }
-
-    /// Draws the next token of a choice, and ends the choice where it must.
-    fn draw(&mut self, id: SequenceId, logits: &[f32], generation: &mut Generation) -> Result<(), SampleError> {
-        let sequence = self.scheduler.sequence(id).expect("sequences of an open choice live");
-        let choice = &mut generation.choices[id.choice as usize];
-        let may_end = choice.sampled >= generation.min_tokens;
-        let forbidden: &[u32] = if may_end || generation.ignore_eos { &[] } else { &self.text.end_tokens };
-        let drawn = self.sampler.draw(&Row {
-            logits,
-            params: &generation.sampling,
-            prompt: &sequence.known[..sequence.prompt_len],
-            output: sequence.output(),
-            choice: id.choice,
-            forbidden,
-        })?;
-        self.scheduler.append(id, drawn.token);
-        generation.usage.completion_tokens += 1;
-        self.totals.completion_tokens += 1;
-        choice.sampled += 1;
-        let is_end = !generation.ignore_eos && self.text.end_tokens.contains(&drawn.token);
-        let mut has_hit_stop_string = false;
-        if !is_end {
-            let logprob = drawn.scores.map(|scores| self.spell(drawn.token, scores));
-            let may_stop = choice.sampled >= generation.min_tokens;
-            let (output, is_stopped) = choice.transcript.push(drawn.token, logprob, may_stop);
-            has_hit_stop_string = is_stopped;
-            generation.write(id.choice, output);
-        }
-        let is_full = generation.choices[id.choice as usize].sampled >= generation.max_tokens;
-        if is_end || has_hit_stop_string || is_full {
-            let reason = if is_end || has_hit_stop_string { FinishReason::Stop } else { FinishReason::Length };
-            generation.finish(id.choice, reason, has_hit_stop_string);
-            self.scheduler.remove(id);
-        }
-        Ok(())
-    }
-
-    /// Keeps the log probabilities of the prompt tokens that this step's rows predict.
-    fn score_prompt(
-        &mut self,
-        item: &Item,
-        rows: &ItemRows,
-        logits: &Logits<'_>,
-        generation: &mut Generation,
-    ) -> Result<(), SampleError> {
-        let Some(top) = generation.prompt_top else { return Ok(()) };
-        if generation.prompt_logprobs.is_empty() {
-            generation.prompt_logprobs.push(None);
-        }
-        for (row, position) in (rows.first_row..).zip(rows.scored.clone()) {
-            let sequence = self.scheduler.sequence(item.id).expect("planned sequences live");
-            let token = sequence.known[position + 1];
-            let scores = self.sampler.score(logits.row(row), token, top)?;
-            generation.prompt_logprobs.push(Some(self.spell(token, scores)));
-        }
-        self.scheduler.scored(item.id, rows.scored.end);
-        Ok(())
-    }
-
-    fn spell(&self, token: u32, scores: Scores) -> TokenLogprob {
-        let bytes = |token| self.text.tokenizer.token_bytes(token).unwrap_or_default().to_vec();
-        let top = scores.top.into_iter().map(|(token, logprob)| (token, bytes(token), logprob)).collect();
-        TokenLogprob { token, bytes: bytes(token), logprob: scores.logprob, top }
     }
 }
 

@@ -33,9 +33,10 @@ proptest! {
         max_output_rows in 1_usize..9,
         prefix_cache in any::<bool>(),
         reads_every in 1_usize..6,
+        (draws, run_ahead) in prop::sample::select(vec![(false, true), (true, false), (true, true), (true, true)]),
     ) {
-        let options = FakeOptions { num_blocks, max_step_tokens, max_output_rows, ..FakeOptions::default() };
-        let mut rig = Rig::new(options.clone(), Config { prefix_cache, ..Config::default() });
+        let options = FakeOptions { num_blocks, max_step_tokens, max_output_rows, draws, ..FakeOptions::default() };
+        let mut rig = Rig::new(options.clone(), Config { prefix_cache, run_ahead, ..Config::default() });
         let mut waiting: Vec<_> = asks.into_iter().map(|(settings, family, len, arrival, priority, manner)| {
             let prompt = long_prompt(family, len).bytes().map(u32::from).collect();
             let allowance = match manner {

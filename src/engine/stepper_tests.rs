@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use super::*;
+use crate::engine::asking::History;
 use crate::engine::fake::{FakeModel, FakeOptions};
 use crate::engine::mailbox::Mailbox;
-use crate::engine::request::{CacheSalt, Event, FlowId, Request, RequestId, SamplingParams, TokenUsage};
+use crate::engine::request::{CacheSalt, Event, FlowId, Request, RequestId, SamplingParams, TokenLogprob, TokenUsage};
+use crate::engine::sampler::Row;
 use crate::engine::transcript::Transcript;
 
 /// An engine that is stepped by hand, with the readers of its requests.
@@ -142,7 +144,8 @@ fn oracle(request: &Request, options: &FakeOptions) -> Vec<Answer> {
             let may_end = sampled >= request.min_tokens as usize || request.ignore_eos;
             let (prompt, output) = known.split_at(request.prompt.len());
             let forbidden: &[u32] = if may_end { &[] } else { &text.end_tokens };
-            let row = Row { logits: &logits, params: &request.sampling, prompt, output, choice, forbidden };
+            let history = History { prompt, output, forbidden };
+            let row = Row { logits: &logits, params: &request.sampling, history, choice };
             let token = Sampler::default().draw(&row).unwrap().token;
             known.push(token);
             if token == FakeModel::END_TOKEN && !request.ignore_eos {
@@ -503,5 +506,7 @@ fn a_request_that_waits_too_long_for_its_start_is_told() {
     assert_eq!(waiting.events, [Event::Failed(Failure::Deadline, TokenUsage::default())]);
 }
 
+#[path = "stepper_ahead_tests.rs"]
+mod ahead;
 #[path = "stepper_mix_tests.rs"]
 mod mix;

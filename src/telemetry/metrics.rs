@@ -105,6 +105,8 @@ pub struct Sizes {
 pub struct EngineReading {
     /// The model's name.
     pub model: String,
+    /// Where it computes; empty while it is not loaded.
+    pub device: String,
     /// Sequences being computed.
     pub running: u64,
     /// Requests in the queue.
@@ -506,6 +508,10 @@ fn engine_detail(page: &mut Page, engines: &[EngineReading]) {
             page.sample(&[("model_name", &engine.model)], part(engine));
         }
     }
+    page.family(Kind::Info, "millgate_engine_device", "Where each model computes");
+    for engine in engines.iter().filter(|engine| !engine.device.is_empty()) {
+        page.sample(&[("model_name", &engine.model), ("device", &engine.device)], 1u64);
+    }
     page.family(Kind::Counter, "millgate_engine_steps", "Forward passes");
     for engine in engines {
         page.sample(&[("model_name", &engine.model)], engine.steps);
@@ -519,6 +525,7 @@ mod tests {
     fn engine(model: &str, running: u64, owned_blocks: u64) -> EngineReading {
         EngineReading {
             model: model.to_owned(),
+            device: "cuda:0".to_owned(),
             running,
             waiting: 2,
             owned_blocks,
@@ -542,6 +549,7 @@ mod tests {
             "vllm:lora_requests_info{max_lora=\"0\",running_lora_adapters=\"\",waiting_lora_adapters=\"\"} 0",
             "vllm:prompt_tokens_total{engine=\"0\",model_name=\"a\"} 640",
             "millgate_engine_running{model_name=\"b\"} 1",
+            "millgate_engine_device_info{model_name=\"b\",device=\"cuda:0\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "no line `{line}` in\n{page}");
         }

@@ -111,12 +111,10 @@ pub(crate) enum KvDtype {
     Bf16,
 }
 
+/// Where a model computes: `auto`, `cpu` or `cuda:N`, one GPU.
 #[derive(ToSchema, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Hardware {
-    Auto,
-    Cpu,
-}
+#[schema(example = "auto", pattern = "^(auto|cpu|cuda(:[0-9]+)?)$")]
+pub(crate) struct Hardware(String);
 
 #[derive(ToSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -45,6 +45,9 @@ pub(crate) struct ModelHealth {
     /// Of loading, 0 to 1.
     #[schema(required)]
     progress: Option<f64>,
+    /// `cpu` or `cuda:N`; null until it is loaded.
+    #[schema(required)]
+    device: Option<String>,
     /// Sequences being computed.
     running: u64,
     /// Requests in the queue.
