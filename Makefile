@@ -3,9 +3,10 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 MILLGATE   := $(TARGET_DIR)/release/millgate
 # Arguments for the program: make serve ARGS="--model qwen=hf:Qwen/Qwen3-0.6B"
 ARGS       ?=
+SHAPE      ?= 8b
 
 .DEFAULT_GOAL := help
-.PHONY: help serve build test check fmt bench oracle rivals parity demo cuda-toolkit clean
+.PHONY: help serve build test check fmt bench oracle rivals parity demo cuda-toolkit cuda check-cuda cuda-report gpu-bundle test-gpu bench-gpu clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +47,24 @@ demo: ## Make the demo model again: corpus, tokenizer, training (needs Python; d
 
 cuda-toolkit: ## Install the CUDA compiler in a cache outside the tree (needs Python; 105 MB), and say where it is
 	@bash scripts/cuda-toolkit.sh
+
+cuda: ## Build the release binary for NVIDIA GPUs (no GPU needed; it starts without one, too)
+	CUDA_HOME="$$(bash scripts/cuda-toolkit.sh)" cargo build --release --features cuda --bin millgate
+
+check-cuda: ## Compile, lint and test the CUDA half on an emulated GPU
+	bash scripts/check-cuda.sh
+
+cuda-report: ## Registers and spills of every CUDA kernel, for newer cards too, into docs/cuda-performance.md
+	bash scripts/cuda-report.sh
+
+gpu-bundle: ## Build what test-gpu and bench-gpu run, for a machine without cargo: target/gpu.tar.xz
+	bash scripts/gpu-bundle.sh
+
+test-gpu: ## Run the CUDA half's tests on this machine's GPU
+	bash scripts/test-gpu.sh
+
+bench-gpu: ## Speed of a random-weight model on this machine's GPU: make bench-gpu SHAPE=8b (0.6b, 1b, 8b)
+	bash scripts/bench-gpu.sh $(SHAPE)
 
 clean: ## Remove build outputs, never data
 	cargo clean

@@ -4,7 +4,8 @@
 //! cards that are newer. `MILLGATE_CUDA_STUB=1` makes empty images: for type checks and for the emulator, without nvcc.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 fn main() {
@@ -36,7 +37,7 @@ fn main() {
     fs::write(out.join("images.rs"), format!("[\n{entries}]\n")).expect("OUT_DIR can be written");
 }
 
-/// Compiles what is older than its sources, two at a time or as many as there are processors.
+/// Compiles what is older than its sources, as many at a time as cargo runs jobs.
 fn compile(sources: &[PathBuf], headers: &[PathBuf], archs: &str, out: &Path) {
     let nvcc = find_nvcc();
     let stamp = out.join("archs");
@@ -51,25 +52,35 @@ fn compile(sources: &[PathBuf], headers: &[PathBuf], archs: &str, out: &Path) {
     let _ = fs::remove_file(&stamp);
     let todo: Vec<&PathBuf> = sources.iter().filter(|s| !is_fresh(s)).collect();
     let jobs = variable("NUM_JOBS").and_then(|n| n.parse().ok()).unwrap_or(2);
-    for batch in todo.chunks(jobs) {
-        let running: Vec<(&PathBuf, Child)> = batch.iter().map(|s| (*s, start(&nvcc, s, archs, out))).collect();
-        for (source, mut child) in running {
-            let status = child.wait().expect("nvcc was started");
-            assert!(status.success(), "nvcc failed on {}: {status}", source.display());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(source) = todo.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    compile_one(&nvcc, source, archs, out);
+                }
+            });
         }
-    }
+    });
     fs::write(stamp, archs).expect("OUT_DIR can be written");
 }
 
-fn start(nvcc: &Path, source: &Path, archs: &str, out: &Path) -> Child {
+/// Leaves what the assembler says about registers and spills beside the image, for `scripts/cuda-resources.py`.
+fn compile_one(nvcc: &Path, source: &Path, archs: &str, out: &Path) {
     let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo"]);
+    command.args(["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v"]);
     for arch in archs.split(',').map(str::trim).filter(|arch| !arch.is_empty()) {
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
     command.arg("-gencode=arch=compute_80,code=compute_80");
     command.arg("-o").arg(image(out, source)).arg(source);
-    command.spawn().unwrap_or_else(|error| panic!("cannot run {}: {error}", nvcc.display()))
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {}: {error}", nvcc.display()));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "nvcc failed on {}: {}\n{said}", source.display(), output.status);
+    for line in said.lines().filter(|line| line.contains("warning")) {
+        println!("cargo:warning={line}");
+    }
+    fs::write(image(out, source).with_extension("ptxas"), said.as_bytes()).expect("OUT_DIR can be written");
 }
 
 /// nvcc of `CUDA_HOME`, of the cache that `make cuda-toolkit` fills, or of the search path.

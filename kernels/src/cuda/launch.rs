@@ -13,8 +13,6 @@ use crate::KernelError;
 /// Name and machine code of each file of `kernels/cuda`.
 static IMAGES: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// Dynamic shared memory that needs no permission, whatever the static part.
-const FREE_SHARED_BYTES: u32 = 0;
 const MAX_ARGUMENTS: usize = 32;
 
 /// All kernels, loaded.
@@ -79,7 +77,7 @@ pub(super) struct Cut {
 impl Cut {
     /// `blocks` blocks of `threads` threads.
     pub(super) fn new(blocks: usize, threads: usize) -> Self {
-        Self { grid: (narrow(blocks), 1, 1), threads: narrow(threads), shared_bytes: 0 }
+        Self::grid((blocks, 1, 1), threads).shared(0)
     }
 
     /// `blocks.0` by `blocks.1` by `blocks.2` blocks.
@@ -209,7 +207,7 @@ impl Gpu {
         let mut functions = lock(&self.0.functions);
         let found = match functions.get(&name) {
             Some(&found) => found,
-            None => Function { handle: self.modules().find(&name)?, shared_bytes: FREE_SHARED_BYTES },
+            None => Function { handle: self.modules().find(&name)?, shared_bytes: 0 },
         };
         if shared_bytes > found.shared_bytes {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Builds all that `make test-gpu` and `make bench-gpu` run into target/gpu (and target/gpu.tar.xz), for a machine with a
+# GPU and without cargo: unpack it in the root of the same checkout there.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+CUDA_HOME="$(bash scripts/cuda-toolkit.sh)"
+export CUDA_HOME
+target="${CARGO_TARGET_DIR:-target}"
+out="target/gpu"
+rm -rf "$out"
+mkdir -p "$out/tests"
+
+copy() { # copy FROM NAME, without what only debuggers read
+    strip -o "$out/$2" "$1"
+}
+
+cargo test --workspace --features cuda --no-run --message-format=json-render-diagnostics |
+    python3 scripts/gpu_bundle.py >"$out/list"
+while read -r name path; do
+    copy "$path" "tests/$name"
+    # What holds no test of the GPU stays here.
+    "$out/tests/$name" --list cuda | grep -q ': test$' || rm "$out/tests/$name"
+done <"$out/list"
+cargo bench --package millgate-kernels --features cuda --bench gpu --no-run --message-format=json-render-diagnostics |
+    python3 scripts/gpu_bundle.py >"$out/list"
+while read -r _ path; do copy "$path" bench; done <"$out/list"
+rm "$out/list"
+
+cargo build --release --features cuda --bin millgate
+copy "$target/release/millgate" millgate
+# Tests find their models below the folder they were built in.
+pwd >"$out/built-in"
+tar -C target -cf - gpu | xz -2 -T0 >target/gpu.tar.xz
+du -sh "$out" target/gpu.tar.xz

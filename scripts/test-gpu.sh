@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Runs the tests of the CUDA half on this machine's GPU, and prints a table last: test-gpu.sh [BUNDLE]. The bundle of
+# `make gpu-bundle` (default target/gpu) is all it needs; without one and with cargo it is built first.
+# MILLGATE_EMULATOR=FOLDER runs them on the emulated device instead.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bundle="${1:-target/gpu}"
+if [ ! -d "$bundle/tests" ]; then
+    command -v cargo >/dev/null || { echo "no bundle at $bundle, and no cargo to build one: make gpu-bundle" >&2; exit 1; }
+    bash scripts/gpu-bundle.sh
+fi
+# shellcheck source=scripts/gpu-libraries.sh
+. scripts/gpu-libraries.sh
+export MILLGATE_TEST_GPU=require
+
+# Tests look for models where they were built.
+built_in="$(cat "$bundle/built-in")"
+if [ ! -e "$built_in" ]; then
+    mkdir -p "$(dirname "$built_in")" && ln -s "$PWD" "$built_in"
+fi
+
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+failed=0
+table=()
+row() { table+=("$(printf '| %-40s | %6s | %6s | %7s |' "$@")"); }
+run() { # run NAME COMMAND...
+    local name="$1" start seconds rc=0
+    start=$(date +%s)
+    shift
+    "$@" >"$work/log" 2>&1 || rc=$?
+    seconds=$(($(date +%s) - start))
+    local passed broken
+    passed="$(sed -n 's/.* \([0-9]*\) passed; .*/\1/p' "$work/log" | tail -1)"
+    broken="$(sed -n 's/.* \([0-9]*\) failed; .*/\1/p' "$work/log" | tail -1)"
+    if [ "$rc" -ne 0 ]; then
+        failed=1
+        tail -60 "$work/log"
+        broken="${broken:-died}"
+    fi
+    row "$name" "${passed:-0}" "${broken:-0}" "$seconds s"
+}
+
+for program in "$bundle"/tests/*; do
+    # On a device tests take turns: what one measures the other would change.
+    run "$(basename "$program")" "$program" cuda --test-threads=4
+done
+if command -v compute-sanitizer >/dev/null && [ -z "${MILLGATE_EMULATOR:-}" ]; then
+    for tool in memcheck racecheck synccheck; do
+        for program in "$bundle"/tests/millgate-kernels-test-*; do
+            run "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                "$program" cuda::rows cuda::heads --test-threads=1
+        done
+    done
+else
+    echo "compute-sanitizer is not here: not run"
+fi
+
+echo
+echo "device: $device"
+printf '| %-40s | %6s | %6s | %7s |\n' suite passed failed time
+echo "|------------------------------------------|-------:|-------:|--------:|"
+printf '%s\n' "${table[@]}"
+exit "$failed"
