@@ -72,7 +72,7 @@ template <typename P> __device__ __forceinline__ P load_pack(const void* from) {
 template <typename P> __device__ __forceinline__ P load_pack_streaming(const void* from) {
     static_assert(sizeof(P) == 16, "streaming loads are 16 bytes wide");
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(from));
     return *reinterpret_cast<const P*>(&v);

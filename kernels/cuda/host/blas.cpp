@@ -174,7 +174,7 @@ API cublasLtMatmulPreferenceCreate(void** preference) {
     return SUCCESS;
 }
 API cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t bytes) {
-    return attribute == 1 && bytes == 8 ? SUCCESS : INVALID_VALUE;
+    return (attribute == 1 && bytes == 8) || (attribute == 3 && bytes == 4) ? SUCCESS : INVALID_VALUE;
 }
 API cublasLtMatmulPreferenceDestroy(void* preference) {
     delete static_cast<Handle*>(preference);

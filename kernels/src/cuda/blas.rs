@@ -1,4 +1,4 @@
-//! Matrix products through cuBLASLt, with an algorithm chosen once a shape, and cuBLAS where that finds none.
+//! cuBLASLt for matrix products, with an algorithm chosen once a shape, and cuBLAS where that finds none.
 
 use cudarc::cublas::sys as blas;
 use cudarc::cublaslt::sys as lt;
@@ -7,103 +7,31 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 
 use super::error::check as check_driver;
-use super::{Activation, CudaError, Gpu, View, ViewMut};
-use crate::KernelError;
-use crate::error::expect_len;
+use super::{CudaError, Gpu, MatMul};
 
 /// What cuBLAS recommends for the newest cards; fixed, so that recorded graphs keep their workspace.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Sizes of a product `y = x · wᵀ`, in elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MatMul {
-    /// Rows of `x` and of `y`.
-    pub rows: usize,
-    /// Width of a row of `x` and of `w`.
-    pub inputs: usize,
-    /// Rows of `w`, width of a row of `y`.
-    pub outputs: usize,
-    /// From one row of `x` to the next.
-    pub x_stride: usize,
-    /// From one row of `y` to the next.
-    pub y_stride: usize,
-}
-
-impl MatMul {
-    /// Rows of `x` and `y` lie one after the other without gaps.
-    pub fn dense(rows: usize, inputs: usize, outputs: usize) -> Self {
-        Self { rows, inputs, outputs, x_stride: inputs, y_stride: outputs }
-    }
-}
-
-/// `y = x · wᵀ` with sums in f32 (and f32 products exact to f32, no TF32).
-///
-/// # Shapes
-/// `x`: `[rows, inputs]`, `w`: `[outputs, inputs]`, `y`: `[rows, outputs]` in `T` or f32; rows of `x` and `y` may be
-/// parts of wider ones.
-/// # Errors
-/// [`KernelError::Shape`] when lengths do not fit, [`CudaError::Blas`] when cuBLAS refuses.
-pub fn matmul<T: Activation, Y: Activation>(
-    gpu: &Gpu,
-    x: View<'_, T>,
-    w: View<'_, T>,
-    y: ViewMut<'_, Y>,
-    shape: MatMul,
-) -> Result<(), CudaError> {
-    check_shape(&shape, x.len(), w.len(), y.len())?;
-    if shape.rows == 0 || shape.outputs == 0 {
-        return Ok(());
-    }
-    gpu.bind()?;
-    if let Some(mut captured) = gpu.captured() {
-        captured.memory.extend([x.memory().clone(), w.memory().clone(), y.memory().clone()]);
-    }
-    let types = Types { x: T::BLAS_TYPE, y: Y::BLAS_TYPE };
-    let places = Places { x: x.address() as _, w: w.address() as _, y: y.address() as _ };
-    let mut blas = gpu.blas();
-    let blas = blas.as_mut().expect("an open device has cuBLAS");
-    // SAFETY: `check_shape` saw that the last row of each matrix ends within its memory, which outlives queued work.
-    unsafe { blas.multiply(gpu, shape, types, places) }
-}
-
-fn check_shape(shape: &MatMul, x: usize, w: usize, y: usize) -> Result<(), KernelError> {
-    const OP: &str = "matmul";
-    expect_len(OP, "w length", w, shape.outputs * shape.inputs)?;
-    let range = |what, found: usize, limit| Err(KernelError::Range { op: OP, what, found, limit });
-    if shape.x_stride < shape.inputs {
-        return range("inputs", shape.inputs, shape.x_stride + 1);
-    }
-    if shape.y_stride < shape.outputs {
-        return range("outputs", shape.outputs, shape.y_stride + 1);
-    }
-    if shape.rows == 0 {
-        return Ok(());
-    }
-    let x_end = (shape.rows - 1) * shape.x_stride + shape.inputs;
-    let y_end = (shape.rows - 1) * shape.y_stride + shape.outputs;
-    if x_end > x {
-        return range("end of x", x_end, x + 1);
-    }
-    if y_end > y {
-        return range("end of y", y_end, y + 1);
-    }
-    match [shape.rows, shape.inputs, shape.outputs, shape.x_stride, shape.y_stride].into_iter().max() {
-        Some(largest) if largest > i32::MAX as usize => range("a size", largest, i32::MAX as usize),
-        _ => Ok(()),
-    }
-}
+/// In deterministic mode every product uses the algorithm for this many rows, which adds over the inputs in one go: a
+/// row's sums then do not depend on how many others there are.
+const DETERMINISTIC_ROWS: usize = 128;
+/// cuBLASLt's mask of ways to add up parts of a sum: none, and all.
+const NO_SPLIT: u32 = 0;
+const EVERY_REDUCTION: u32 = 7;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Types {
-    x: u32,
-    y: u32,
+pub(super) struct Types {
+    /// Of `x` and `w`, in cuBLAS's numbers.
+    pub(super) x: u32,
+    /// Of `y`.
+    pub(super) y: u32,
 }
 
 #[derive(Clone, Copy)]
-struct Places {
-    x: *const c_void,
-    w: *const c_void,
-    y: *mut c_void,
+pub(super) struct Places {
+    pub(super) x: *const c_void,
+    pub(super) w: *const c_void,
+    pub(super) y: *mut c_void,
 }
 
 /// cuBLAS's handles of a device, its workspace, and the algorithms found so far.
@@ -111,7 +39,7 @@ pub(super) struct Blas {
     lt: lt::cublasLtHandle_t,
     plain: blas::cublasHandle_t,
     workspace: sys::CUdeviceptr,
-    algorithms: HashMap<(MatMul, Types), Option<lt::cublasLtMatmulAlgo_t>>,
+    algorithms: HashMap<(MatMul, Types, bool), Option<lt::cublasLtMatmulAlgo_t>>,
 }
 
 impl Blas {
@@ -132,15 +60,25 @@ impl Blas {
         Ok(new)
     }
 
+    /// Queues a product that has rows and outputs.
+    ///
     /// # Safety
     /// The matrices of `shape` lie within living memory at `places`.
-    unsafe fn multiply(&mut self, gpu: &Gpu, shape: MatMul, types: Types, places: Places) -> Result<(), CudaError> {
+    pub(super) unsafe fn multiply(
+        &mut self,
+        gpu: &Gpu,
+        shape: MatMul,
+        types: Types,
+        places: Places,
+    ) -> Result<(), CudaError> {
         let layouts = Layouts::new(shape, types)?;
-        let key = (MatMul { rows: bucket(shape.rows), ..shape }, types);
+        let is_deterministic = gpu.is_deterministic();
+        let rows = if is_deterministic { DETERMINISTIC_ROWS } else { bucket(shape.rows) };
+        let key = (MatMul { rows, ..shape }, types, is_deterministic);
         let algorithm = match self.algorithms.get(&key) {
             Some(&known) => known,
             None => {
-                let found = Layouts::new(key.0, types)?.choose(self.lt)?;
+                let found = Layouts::new(key.0, types)?.choose(self.lt, is_deterministic)?;
                 self.algorithms.insert(key, found);
                 found
             }
@@ -243,7 +181,11 @@ impl Layouts {
     }
 
     /// The algorithm cuBLASLt recommends, if it knows one.
-    fn choose(&self, handle: lt::cublasLtHandle_t) -> Result<Option<lt::cublasLtMatmulAlgo_t>, CudaError> {
+    fn choose(
+        &self,
+        handle: lt::cublasLtHandle_t,
+        is_deterministic: bool,
+    ) -> Result<Option<lt::cublasLtMatmulAlgo_t>, CudaError> {
         let mut preference = std::ptr::null_mut();
         let workspace_bytes = WORKSPACE_BYTES;
         let mut found = std::mem::MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::zeroed();
@@ -257,12 +199,20 @@ impl Layouts {
                 (&raw const workspace_bytes).cast(),
                 size_of_val(&workspace_bytes),
             );
+            let reductions = if is_deterministic { NO_SPLIT } else { EVERY_REDUCTION };
+            let limited = lt::cublasLtMatmulPreferenceSetAttribute(
+                preference,
+                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                (&raw const reductions).cast(),
+                size_of_val(&reductions),
+            );
             #[rustfmt::skip]
             let asked = lt::cublasLtMatmulAlgoGetHeuristic(
                 handle, self.desc, self.w, self.x, self.y, self.y, preference, 1, found.as_mut_ptr(), &mut count,
             );
             let _ = lt::cublasLtMatmulPreferenceDestroy(preference);
             check_lt("ask for an algorithm", set)?;
+            check_lt("ask for an algorithm", limited)?;
             let is_known = asked == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && count > 0;
             Ok(is_known.then(|| found.assume_init().algo))
         }
@@ -330,20 +280,6 @@ fn check_blas(op: &'static str, status: blas::cublasStatus_t) -> Result<(), Cuda
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_product_that_leaves_its_memory_is_refused_by_name() {
-        let dense = MatMul::dense(3, 8, 5);
-        assert_eq!(check_shape(&dense, 24, 40, 15), Ok(()));
-        let text = |result: Result<(), KernelError>| result.unwrap_err().to_string();
-        assert_eq!(text(check_shape(&dense, 23, 40, 15)), "matmul: end of x 24 is out of range, the limit is 24");
-        assert_eq!(text(check_shape(&dense, 24, 39, 15)), "matmul: w length is 39, wanted 40");
-        assert_eq!(text(check_shape(&dense, 24, 40, 14)), "matmul: end of y 15 is out of range, the limit is 15");
-        let wide = MatMul { y_stride: 9, ..dense };
-        assert_eq!(check_shape(&wide, 24, 40, 23), Ok(()));
-        assert!(check_shape(&wide, 24, 40, 22).is_err());
-        assert!(check_shape(&MatMul { x_stride: 7, ..dense }, 24, 40, 15).is_err());
-    }
 
     #[test]
     fn few_buckets_hold_all_rows() {

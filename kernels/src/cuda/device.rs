@@ -36,6 +36,7 @@ pub(super) struct Inner {
     pub(super) functions: Mutex<HashMap<[&'static str; 3], Function>>,
     blas: Mutex<Option<Blas>>,
     is_capturing: AtomicBool,
+    is_deterministic: AtomicBool,
     captured: Mutex<Captured>,
     /// Released last: the others need it while they go.
     context: Context,
@@ -81,6 +82,7 @@ impl Gpu {
             functions: Mutex::default(),
             blas: Mutex::new(None),
             is_capturing: AtomicBool::new(false),
+            is_deterministic: AtomicBool::new(false),
             captured: Mutex::default(),
         }));
         *lock(&gpu.0.blas) = Some(Blas::new(&gpu)?);
@@ -148,6 +150,15 @@ impl Gpu {
     /// [`CudaError::Driver`] when the host has none.
     pub fn pinned<T: Element>(&self, len: usize) -> Result<Pinned<T>, CudaError> {
         Pinned::new(self, len)
+    }
+
+    /// From now on the products of a row do not depend on how many rows are multiplied with it, at some cost in speed.
+    pub fn make_deterministic(&self) {
+        self.0.is_deterministic.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_deterministic(&self) -> bool {
+        self.0.is_deterministic.load(Ordering::Relaxed)
     }
 
     /// Makes this device's context the current one of the calling thread.

@@ -1,7 +1,7 @@
 //! Matrix products.
 
 use half::{bf16, f16};
-use millgate_kernels::cuda::{self, Activation, MatMul};
+use millgate_kernels::cuda::{self, Activation, Gpu, MatMul};
 
 use super::{check_close, gpu, poisoned, rounded};
 use crate::random::Random;
@@ -38,7 +38,18 @@ fn product<T: Activation, Y: Activation>(shape: MatMul, ulps: f32) {
 
 #[test]
 fn products_equal_sums_in_double_precision() {
-    for (rows, inputs, outputs) in [(1, 64, 48), (7, 128, 24), (33, 40, 16), (5, 65, 9), (0, 8, 8)] {
+    // Up to four rows, more, and inputs that are no whole packs take different ways.
+    for (rows, inputs, outputs) in [
+        (1, 64, 48),
+        (2, 1032, 33),
+        (3, 8, 1),
+        (4, 4104, 17),
+        (7, 128, 24),
+        (33, 40, 16),
+        (5, 65, 9),
+        (2, 65, 9),
+        (0, 8, 8),
+    ] {
         let shape = MatMul::dense(rows, inputs, outputs);
         product::<f32, f32>(shape, 64.0);
         product::<bf16, bf16>(shape, 2.0);
@@ -50,5 +61,27 @@ fn products_equal_sums_in_double_precision() {
 #[test]
 fn rows_may_be_parts_of_wider_ones() {
     product::<bf16, bf16>(MatMul { rows: 3, inputs: 32, outputs: 16, x_stride: 40, y_stride: 64 }, 2.0);
+    product::<f16, f32>(MatMul { rows: 3, inputs: 32, outputs: 16, x_stride: 44, y_stride: 16 }, 64.0);
     product::<f32, f32>(MatMul { rows: 9, inputs: 8, outputs: 24, x_stride: 8, y_stride: 25 }, 64.0);
+}
+
+#[test]
+fn in_deterministic_mode_a_row_alone_has_the_bits_it_has_among_others() {
+    let Some(gpu) = gpu() else { return };
+    // A device of its own: the mode is for good.
+    let gpu = Gpu::open(gpu.info().ordinal).unwrap();
+    gpu.make_deterministic();
+    let (rows, inputs, outputs) = (64, 512, 96);
+    let mut random = Random(5);
+    let x = gpu.upload(&rounded::<bf16>(&random.floats(rows * inputs)).0).unwrap();
+    let w = gpu.upload(&rounded::<bf16>(&random.floats(outputs * inputs)).0).unwrap();
+    let mut all = poisoned::<bf16>(&gpu, rows * outputs);
+    cuda::matmul(&gpu, x.view(), w.view(), all.view_mut(), MatMul::dense(rows, inputs, outputs)).unwrap();
+    let all = all.read().unwrap();
+    for row in [0, 17, 63] {
+        let mut alone = poisoned::<bf16>(&gpu, outputs);
+        let x = x.slice(row * inputs..(row + 1) * inputs);
+        cuda::matmul(&gpu, x, w.view(), alone.view_mut(), MatMul::dense(1, inputs, outputs)).unwrap();
+        assert_eq!(alone.read().unwrap(), all[row * outputs..(row + 1) * outputs]);
+    }
 }
