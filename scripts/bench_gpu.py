@@ -215,7 +215,8 @@ def main():
     parts = subprocess.run([bundle / "bench", name], capture_output=True, text=True).stdout
     print(parts)
     found = re.search(r"copies (\d+) GB/s, bf16 products (\d+) TFLOP/s", parts)
-    card = (float(found[1]) * 1e9, float(found[2]) * 1e12) if found else (float("nan"),) * 2
+    unknown = float("nan")
+    card = (float(found[1]) * 1e9 or unknown, float(found[2]) * 1e12 or unknown) if found else (unknown, unknown)
     work = pathlib.Path(tempfile.mkdtemp(prefix="millgate-bench-"))
     table = []
     try:

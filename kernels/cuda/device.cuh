@@ -164,6 +164,22 @@ template <> __device__ __forceinline__ void mma_16x8x16<half>(float (&d)[4], con
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Sum and maximum over the 32 lanes of a warp, in every lane, in a fixed order.
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x += __shfl_xor_sync(0xffffffff, x, distance);
+    }
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
+    }
+    return x;
+}
+
 #else
 #include "host/primitives.h"
 #endif
@@ -180,22 +196,6 @@ template <typename T> constexpr int WIDEST = 16 / static_cast<int>(sizeof(T));
     instance(float, f32);                                                                                             \
     instance(bf16, bf16);                                                                                             \
     instance(half, f16)
-
-// Sum and maximum over the 32 lanes of a warp, in every lane, in a fixed order.
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-        x += __shfl_xor_sync(0xffffffff, x, distance);
-    }
-    return x;
-}
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) {
-        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, distance));
-    }
-    return x;
-}
 
 // Sum over a block of whole warps (one-dimensional), in every thread, in a fixed order.
 __device__ __forceinline__ float block_sum(float x) {

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 out="$1"
 mkdir -p "$out"
 
-flags=(-std=c++17 -O2 -march=native -ffp-contract=off -fPIC -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -I.)
+flags=(-std=c++17 -O3 -march=native -ffp-contract=off -fPIC -g1 -Wall -Wextra -Werror -Wno-unknown-pragmas -I.)
 headers="$(cat device.cuh ./*.cuh host/*.h | sha256sum)"
 objects=()
 compile() { # compile SOURCE: its object goes to `objects`
@@ -29,7 +29,7 @@ g++ -o "$out/selftest" "${objects[@]}"
 "$out/selftest"
 
 objects=()
-flags+=(-O3 -fassociative-math -fno-signed-zeros -fno-trapping-math)
+flags+=(-fassociative-math -fno-signed-zeros -fno-trapping-math)
 compile host/blas.cpp
 # Linked to a name beside the final one, then moved: a running test keeps the library it opened.
 link() { # link NAME OBJECT...

@@ -131,6 +131,34 @@ template <typename T> T shuffle(unsigned mask, T value, int from, const char* op
     return mine.out;
 }
 
+// The sum or maximum of all lanes, added in the order of the butterfly of device.cuh.
+template <typename F> float reduce(float value, const char* op) {
+    collective(0xffffffff, op, &value, [](void* const* args, uint32_t mask) {
+        float x[32];
+        for (int lane = 0; lane < 32; lane++) {
+            if ((mask >> lane & 1) == 0) {
+                fail("a reduction needs whole warps");
+            }
+            x[lane] = *static_cast<float*>(args[lane]);
+        }
+        for (int distance = 16; distance > 0; distance /= 2) {
+            for (int lane = 0; lane < distance; lane++) {
+                x[lane] = F{}(x[lane], x[lane + distance]);
+            }
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            *static_cast<float*>(args[lane]) = x[0];
+        }
+    });
+    return value;
+}
+struct Sum {
+    float operator()(float a, float b) const { return a + b; }
+};
+struct Max {
+    float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+
 struct Vote {
     bool in;
     unsigned out;
@@ -169,6 +197,8 @@ template <typename T> T __shfl_down_sync(unsigned mask, T value, unsigned delta,
     const int lane = static_cast<int>(host::lane()), from = lane + static_cast<int>(delta);
     return host::shuffle(mask, value, from > (lane | (width - 1)) ? lane : from, "__shfl_down_sync");
 }
+inline float warp_sum(float x) { return host::reduce<host::Sum>(x, "warp_sum"); }
+inline float warp_max(float x) { return host::reduce<host::Max>(x, "warp_max"); }
 inline unsigned __ballot_sync(unsigned mask, bool value) { return host::ballot(mask, value, "__ballot_sync"); }
 inline bool __any_sync(unsigned mask, bool value) { return host::ballot(mask, value, "__any_sync") != 0; }
 inline bool __all_sync(unsigned mask, bool value) { return host::ballot(mask, !value, "__all_sync") == 0; }
@@ -262,7 +292,7 @@ inline void ldmatrix_x4_trans(uint32_t (&out)[4], const void* row) {
 template <typename T> void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     host::Product mine{d, a, b};
     host::collective(0xffffffff, "mma_16x8x16", &mine, [](void* const* args, uint32_t) {
-        float a[16][16], b[8][16], d[16][8];
+        float a[16][16], b[16][8], d[16][8];
         for (int lane = 0; lane < 32; lane++) {
             const auto* p = static_cast<host::Product*>(args[lane]);
             const int row = lane / 4, col = lane % 4 * 2;
@@ -274,17 +304,19 @@ template <typename T> void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], co
             }
             for (int i = 0; i < 2; i++) {
                 const float2 v = unpack2<T>(p->b[i]);
-                b[row][col + i * 8] = v.x;
-                b[row][col + i * 8 + 1] = v.y;
+                b[col + i * 8][row] = v.x;
+                b[col + i * 8 + 1][row] = v.y;
             }
         }
         for (int r = 0; r < 16; r++) {
-            for (int c = 0; c < 8; c++) {
-                float sum = 0;
-                for (int k = 0; k < 16; k++) {
-                    sum += a[r][k] * b[c][k];
+            float sums[8] = {};
+            for (int k = 0; k < 16; k++) {
+                for (int c = 0; c < 8; c++) {
+                    sums[c] += a[r][k] * b[k][c];
                 }
-                d[r][c] += sum;
+            }
+            for (int c = 0; c < 8; c++) {
+                d[r][c] += sums[c];
             }
         }
         for (int lane = 0; lane < 32; lane++) {

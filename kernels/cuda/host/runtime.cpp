@@ -33,7 +33,8 @@ millgate_switch:
     popq %r12
     popq %rbx
     popq %rbp
-    ret
+    popq %rcx
+    jmpq *%rcx
 )");
 #else
 #error "the emulator switches stacks on x86-64 only"
@@ -167,7 +168,8 @@ void make_stacks() {
 // A fiber's first switch pops six registers and returns into `thread_main`, on a stack aligned as after a call.
 void prepare(int thread, dim3 size) {
     Fiber& fiber = block.fibers[thread];
-    char* top = block.stacks + (thread + 1) * (STACK_BYTES + GUARD_BYTES) - 64;
+    // Tops at different distances from a page's end, or all fibers would share a few lines of the cache.
+    char* top = block.stacks + (thread + 1) * (STACK_BYTES + GUARD_BYTES) - 64 - thread % 61 * 320;
     void** sp = reinterpret_cast<void**>(top) - 1;
     *--sp = reinterpret_cast<void*>(thread_main);
     sp -= 6;
