@@ -174,7 +174,8 @@ API cublasLtMatmulPreferenceCreate(void** preference) {
     return SUCCESS;
 }
 API cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t bytes) {
-    return (attribute == 1 && bytes == 8) || (attribute == 3 && bytes == 4) ? SUCCESS : INVALID_VALUE;
+    const bool is_mask_or_alignment = attribute == 3 || (attribute >= 5 && attribute <= 8);
+    return (attribute == 1 && bytes == 8) || (is_mask_or_alignment && bytes == 4) ? SUCCESS : INVALID_VALUE;
 }
 API cublasLtMatmulPreferenceDestroy(void* preference) {
     delete static_cast<Handle*>(preference);

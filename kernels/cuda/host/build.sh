@@ -27,6 +27,7 @@ driver=("${objects[@]}")
 compile host/selftest.cpp
 g++ -o "$out/selftest" "${objects[@]}"
 "$out/selftest"
+MILLGATE_EMULATED_ORDER=reverse "$out/selftest"
 
 objects=()
 flags+=(-fassociative-math -fno-signed-zeros -fno-trapping-math)

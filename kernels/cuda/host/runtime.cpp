@@ -3,6 +3,7 @@
 #include <csignal>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <sys/mman.h>
 #include <vector>
@@ -254,14 +255,24 @@ std::string who_waits() {
     return text;
 }
 
+// Warps, lanes and blocks the other way round: who reads what nobody has promised to have written sees it in one of both.
+bool is_reversed() {
+    static const bool reversed = [] {
+        const char* order = std::getenv("MILLGATE_EMULATED_ORDER");
+        return order != nullptr && std::strcmp(order, "reverse") == 0;
+    }();
+    return reversed;
+}
+
 void run_block(const Launch& launch) {
     start_block(launch);
     while (block.live > 0 && block.error.empty()) {
         bool moved = false;
-        for (size_t w = 0; w < block.warps.size(); w++) {
+        for (size_t i = 0; i < block.warps.size(); i++) {
+            const size_t w = is_reversed() ? block.warps.size() - 1 - i : i;
             while (block.warps[w].ready != 0) {
                 moved = true;
-                const int lane = __builtin_ctz(block.warps[w].ready);
+                const int lane = is_reversed() ? 31 - __builtin_clz(block.warps[w].ready) : __builtin_ctz(block.warps[w].ready);
                 resume(static_cast<int>(w) * 32 + lane);
                 if (!block.error.empty()) {
                     return;
@@ -291,18 +302,18 @@ std::string run(const Launch& launch) {
     block.error.clear();
     blockDim = launch.block;
     gridDim = launch.grid;
-    for (unsigned z = 0; z < launch.grid.z; z++) {
-        for (unsigned y = 0; y < launch.grid.y; y++) {
-            for (unsigned x = 0; x < launch.grid.x; x++) {
-                blockIdx = {x, y, z};
-                run_block(launch);
-                if (!block.error.empty()) {
-                    char where[96];
-                    std::snprintf(where, sizeof where, "(block %u,%u,%u of %u,%u,%u): ", x, y, z, launch.grid.x,
-                                  launch.grid.y, launch.grid.z);
-                    return launch.name + where + block.error;
-                }
-            }
+    const dim3 grid = launch.grid;
+    const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+    for (uint64_t i = 0; i < blocks; i++) {
+        const uint64_t at = is_reversed() ? blocks - 1 - i : i;
+        blockIdx = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                    static_cast<unsigned>(at / grid.x / grid.y)};
+        run_block(launch);
+        if (!block.error.empty()) {
+            char where[96];
+            std::snprintf(where, sizeof where, "(block %u,%u,%u of %u,%u,%u): ", blockIdx.x, blockIdx.y, blockIdx.z, grid.x,
+                          grid.y, grid.z);
+            return launch.name + where + block.error;
         }
     }
     return "";

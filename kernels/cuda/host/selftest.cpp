@@ -116,6 +116,21 @@ static void mistakes() {
     expect(contains(error, "not aligned"), "a load that is not aligned", error);
 }
 
+// What one warp writes and another reads without a barrier shows in one of the two orders.
+static void races() {
+    std::vector<float> seen(64);
+    const std::string error = run({1, 1, 1}, {64, 1, 1}, 0, [&] {
+        SHARED_ARRAY(float, memory, 64);
+        memory[threadIdx.x] = 1;
+        seen[threadIdx.x] = memory[63 - threadIdx.x];
+    });
+    int missed = 0;
+    for (const float v : seen) {
+        missed += v != v;
+    }
+    expect(error.empty() && missed == 32, "a missing barrier", error);
+}
+
 static void floats() {
     for (int i = 0; i < 256; i++) {
         const float v = host::widen(fp8{static_cast<uint8_t>(i)});
@@ -146,6 +161,7 @@ int main() {
     collectives();
     products();
     mistakes();
+    races();
     floats();
     a_kernel();
     std::printf(failures == 0 ? "the emulator does what it must\n" : "%d failures\n", failures);

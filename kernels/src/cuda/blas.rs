@@ -39,7 +39,7 @@ pub(super) struct Blas {
     lt: lt::cublasLtHandle_t,
     plain: blas::cublasHandle_t,
     workspace: sys::CUdeviceptr,
-    algorithms: HashMap<(MatMul, Types, bool), Option<lt::cublasLtMatmulAlgo_t>>,
+    algorithms: HashMap<(MatMul, Types, Limits), Option<lt::cublasLtMatmulAlgo_t>>,
 }
 
 impl Blas {
@@ -72,13 +72,13 @@ impl Blas {
         places: Places,
     ) -> Result<(), CudaError> {
         let layouts = Layouts::new(shape, types)?;
-        let is_deterministic = gpu.is_deterministic();
-        let rows = if is_deterministic { DETERMINISTIC_ROWS } else { bucket(shape.rows) };
-        let key = (MatMul { rows, ..shape }, types, is_deterministic);
+        let limits = Limits { is_deterministic: gpu.is_deterministic(), alignment: alignment(&places) };
+        let rows = if limits.is_deterministic { DETERMINISTIC_ROWS } else { bucket(shape.rows) };
+        let key = (MatMul { rows, ..shape }, types, limits);
         let algorithm = match self.algorithms.get(&key) {
             Some(&known) => known,
             None => {
-                let found = Layouts::new(key.0, types)?.choose(self.lt, is_deterministic)?;
+                let found = Layouts::new(key.0, types)?.choose(self.lt, limits)?;
                 self.algorithms.insert(key, found);
                 found
             }
@@ -144,6 +144,49 @@ fn bucket(rows: usize) -> usize {
     if rows <= 256 { rows.next_power_of_two() } else { rows.next_multiple_of(256) }
 }
 
+/// The largest power of two up to 256 that all three matrices start at a multiple of.
+fn alignment(places: &Places) -> u32 {
+    let together = places.x as usize | places.w as usize | places.y as usize;
+    1 << together.trailing_zeros().min(8)
+}
+
+/// What an algorithm must be able to do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Limits {
+    is_deterministic: bool,
+    /// Bytes.
+    alignment: u32,
+}
+
+/// What cuBLASLt is told when it is asked for an algorithm.
+struct Preference(lt::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new() -> Result<Self, CudaError> {
+        let mut new = Self(std::ptr::null_mut());
+        // SAFETY: one handle is written.
+        check_lt("ask for an algorithm", unsafe { lt::cublasLtMatmulPreferenceCreate(&mut new.0) })?;
+        Ok(new)
+    }
+
+    fn set<V: Copy>(&mut self, attribute: lt::cublasLtMatmulPreferenceAttributes_t, value: V) -> Result<(), CudaError> {
+        // SAFETY: the value is copied before the call returns, and its size goes with it.
+        let set = unsafe {
+            lt::cublasLtMatmulPreferenceSetAttribute(self.0, attribute, (&raw const value).cast(), size_of::<V>())
+        };
+        check_lt("ask for an algorithm", set)
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: made by `new`, destroyed once.
+            let _ = unsafe { lt::cublasLtMatmulPreferenceDestroy(self.0) };
+        }
+    }
+}
+
 /// cuBLASLt's description of a product.
 struct Layouts {
     desc: lt::cublasLtMatmulDesc_t,
@@ -184,35 +227,29 @@ impl Layouts {
     fn choose(
         &self,
         handle: lt::cublasLtHandle_t,
-        is_deterministic: bool,
+        limits: Limits,
     ) -> Result<Option<lt::cublasLtMatmulAlgo_t>, CudaError> {
-        let mut preference = std::ptr::null_mut();
-        let workspace_bytes = WORKSPACE_BYTES;
+        use lt::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let reductions = if limits.is_deterministic { NO_SPLIT } else { EVERY_REDUCTION };
+        let mut preference = Preference::new()?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions)?;
+        for matrix in [
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            preference.set(matrix, limits.alignment)?;
+        }
         let mut found = std::mem::MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::zeroed();
         let mut count = 0;
         // SAFETY: all descriptions live; at most one result is written, and read only when it was.
         unsafe {
-            check_lt("ask for an algorithm", lt::cublasLtMatmulPreferenceCreate(&mut preference))?;
-            let set = lt::cublasLtMatmulPreferenceSetAttribute(
-                preference,
-                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                (&raw const workspace_bytes).cast(),
-                size_of_val(&workspace_bytes),
-            );
-            let reductions = if is_deterministic { NO_SPLIT } else { EVERY_REDUCTION };
-            let limited = lt::cublasLtMatmulPreferenceSetAttribute(
-                preference,
-                lt::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                (&raw const reductions).cast(),
-                size_of_val(&reductions),
-            );
             #[rustfmt::skip]
             let asked = lt::cublasLtMatmulAlgoGetHeuristic(
-                handle, self.desc, self.w, self.x, self.y, self.y, preference, 1, found.as_mut_ptr(), &mut count,
+                handle, self.desc, self.w, self.x, self.y, self.y, preference.0, 1, found.as_mut_ptr(), &mut count,
             );
-            let _ = lt::cublasLtMatmulPreferenceDestroy(preference);
-            check_lt("ask for an algorithm", set)?;
-            check_lt("ask for an algorithm", limited)?;
             let is_known = asked == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && count > 0;
             Ok(is_known.then(|| found.assume_init().algo))
         }

@@ -2,7 +2,7 @@
 
 use cudarc::driver::sys;
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,7 +38,6 @@ pub(super) struct Inner {
     is_capturing: AtomicBool,
     is_deterministic: AtomicBool,
     captured: Mutex<Captured>,
-    /// Released last: the others need it while they go.
     context: Context,
 }
 
@@ -68,7 +67,7 @@ impl Gpu {
         if info.capability < (8, 0) {
             return Err(CudaError::Capability { name: info.name, capability: info.capability });
         }
-        let context = Context::retain(ordinal)?;
+        let context = Context::open(ordinal)?;
         context.bind()?;
         let mut stream = std::ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
@@ -237,11 +236,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A share of the device's primary context.
-struct Context {
-    handle: sys::CUcontext,
-    device: sys::CUdevice,
-}
+/// The device's primary context. It is opened once and kept for the life of the process: every thread that used it
+/// remembers it as its current one.
+#[derive(Clone, Copy)]
+struct Context(sys::CUcontext);
+
+/// Contexts opened so far, by ordinal; addresses, so that they can be shared.
+static OPEN: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
 
 thread_local! {
     /// The context this thread made current last, so that it is not asked for again at every call.
@@ -249,28 +250,25 @@ thread_local! {
 }
 
 impl Context {
-    fn retain(ordinal: usize) -> Result<Self, CudaError> {
+    fn open(ordinal: usize) -> Result<Self, CudaError> {
+        let mut open = lock(&OPEN);
+        if let Some(&address) = open.get(&ordinal) {
+            return Ok(Self(address as sys::CUcontext));
+        }
         let device = driver::handle(i32::try_from(ordinal).unwrap_or(i32::MAX))?;
         let mut handle = std::ptr::null_mut();
         // SAFETY: the device exists; one handle is written.
         check("open the device's context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut handle, device) })?;
-        Ok(Self { handle, device })
+        open.insert(ordinal, handle as usize);
+        Ok(Self(handle))
     }
 
-    fn bind(&self) -> Result<(), CudaError> {
-        if CURRENT.get() != self.handle {
-            // SAFETY: the context is retained by this value.
-            check("use the device's context", unsafe { sys::cuCtxSetCurrent(self.handle) })?;
-            CURRENT.set(self.handle);
+    fn bind(self) -> Result<(), CudaError> {
+        if CURRENT.get() != self.0 {
+            // SAFETY: an open context is never closed.
+            check("use the device's context", unsafe { sys::cuCtxSetCurrent(self.0) })?;
+            CURRENT.set(self.0);
         }
         Ok(())
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        CURRENT.set(std::ptr::null_mut());
-        // SAFETY: retained once by `retain`.
-        let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }

@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use super::CudaError;
 use super::error::{check, describe};
 
-/// Oldest driver that has everything the kernels and graphs use.
-const OLDEST_DRIVER: i32 = 12_000;
+/// Oldest driver that loads what the 13.0 compiler made, and that cuBLAS 13 works with.
+const OLDEST_DRIVER: i32 = 13_000;
 
 /// One GPU, as the driver describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +71,8 @@ fn open() -> Result<(), CudaError> {
     check("read the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) })?;
     if version < OLDEST_DRIVER {
         let (major, minor) = (version / 1000, version % 1000 / 10);
-        return Err(unavailable(&format!("the driver is made for CUDA {major}.{minor}, 12.0 is needed")));
+        let reason = format!("the driver is made for CUDA {major}.{minor}, 13.0 (driver 580) or later is needed");
+        return Err(unavailable(&reason));
     }
     Ok(())
 }

@@ -24,9 +24,16 @@ impl Modules {
         let mut modules = Self(Vec::new());
         for (name, image) in IMAGES {
             let mut module = std::ptr::null_mut();
+            // The driver reads headers of eight-byte numbers; bytes of the program may lie anywhere.
+            let mut aligned = vec![0u64; image.len().div_ceil(8).max(1)];
+            for (to, from) in aligned.iter_mut().zip(image.chunks(8)) {
+                let mut bytes = [0; 8];
+                bytes[..from.len()].copy_from_slice(from);
+                *to = u64::from_ne_bytes(bytes);
+            }
             // SAFETY: the image is a complete fat binary of this program; one handle is written. (Images are empty in
             // builds for the emulator only, and a real driver refuses them.)
-            check(name, unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) })?;
+            check(name, unsafe { sys::cuModuleLoadData(&mut module, aligned.as_ptr().cast()) })?;
             modules.0.push(module);
         }
         Ok(modules)
@@ -50,7 +57,8 @@ impl Modules {
 impl Drop for Modules {
     fn drop(&mut self) {
         for &module in &self.0 {
-            // SAFETY: loaded once, no kernel of it runs any more, and the device keeps its context until after this.
+            // SAFETY: loaded once, and no kernel of it runs any more: the device's stream was waited for. Its context is
+            // current, and never closed.
             let _ = unsafe { sys::cuModuleUnload(module) };
         }
     }
