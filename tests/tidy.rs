@@ -29,6 +29,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "millgate_models::DeviceTextError",
             "millgate_models::HubOptions",
             "millgate_models::KvDtypeChoice",
+            "millgate_models::QuantizeTo",
             "millgate_models::Source",
         ],
     ),

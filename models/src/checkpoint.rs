@@ -17,14 +17,14 @@ use crate::error::LoadError;
 use crate::gguf_text::gguf_tokenizer;
 use crate::layers::RopeScaling;
 use crate::model::{Model, ModelSpec};
-use crate::options::{Footprint, LoadOptions};
+use crate::options::{Footprint, LoadOptions, QuantizeTo};
 use crate::progress::{Progress, Silent};
 use crate::source::{Demo, Source};
 use crate::summary::{FormatCount, Summary};
 use crate::text::ModelText;
 use crate::weights::{
-    AttentionHeads, FileBytes, GgufFile, GgufWeights, HubFiles, HubOptions, Loader, SafetensorsWeights, Weights,
-    WeightsError, fetch,
+    AttentionHeads, CacheError, FileBytes, GgufFile, GgufWeights, HubFiles, HubOptions, Loader, QuantizedCache,
+    QuantizedWeights, SafetensorsWeights, Targets, Weights, WeightsError, fetch,
 };
 
 /// The largest config.json that is read; real ones have a few thousand bytes.
@@ -38,6 +38,14 @@ pub struct Checkpoint {
     is_tied: bool,
     text: TextFiles,
     file_bytes: u64,
+    quantization: Option<Quantization>,
+}
+
+/// What becomes of dense matrices while they load.
+struct Quantization {
+    to: QuantizeTo,
+    targets: Targets,
+    cache: Option<QuantizedCache>,
 }
 
 struct TensorPlan {
@@ -134,7 +142,39 @@ impl Checkpoint {
             let architecture = config.architecture.to_owned();
             return Err(WeightsError::Unexpected { name, file, architecture }.into());
         }
-        Ok(Self { config, weights, tensors, is_tied, text, file_bytes })
+        Ok(Self { config, weights, tensors, is_tied, text, file_bytes, quantization: None })
+    }
+
+    /// The same model, its dense matrices quantised while they load.
+    ///
+    /// # Errors
+    /// [`LoadError::NothingToQuantize`] when no matrix can be.
+    pub fn quantized(mut self, to: QuantizeTo) -> Result<Self, LoadError> {
+        let formats = self.summary().format_names();
+        let mut targets = Targets::new();
+        for ((name, shape), plan) in required_tensors(&self.config, self.is_tied).into_iter().zip(&mut self.tensors) {
+            if let Some(target) = to.target(&name, &shape, plan.format) {
+                plan.format = target;
+                targets.insert(name, target);
+            }
+        }
+        if targets.is_empty() {
+            return Err(LoadError::NothingToQuantize { to: to.name(), formats });
+        }
+        self.quantization = Some(Quantization { to, targets, cache: None });
+        Ok(self)
+    }
+
+    /// Takes the quantised matrices from a file in `folder`, which is written first unless it is there and fits. Does
+    /// nothing for a model that is not quantised.
+    ///
+    /// # Errors
+    /// [`CacheError`]; the model can then still be loaded, and is quantised on the way.
+    pub fn keep_quantized(&mut self, folder: &Path, progress: &dyn Progress) -> Result<(), CacheError> {
+        let Some(Quantization { to, targets, cache }) = &mut self.quantization else { return Ok(()) };
+        let weights = QuantizedWeights { stored: self.weights.as_ref(), targets, cache: None };
+        *cache = Some(QuantizedCache::open_or_write(folder, &weights, *to, progress)?);
+        Ok(())
     }
 
     /// The model's tokenizer, chat template and end tokens.
@@ -197,7 +237,13 @@ impl Checkpoint {
         let context_window = self.context_window(options)?;
         let kv_shape = self.kv_shape(options.kv_dtype.resolve(self.is_f32()));
         progress.stage("loading weights", self.tensors.iter().map(TensorPlan::file_bytes).sum());
-        let loader = Loader::new(self.weights.as_ref(), progress);
+        let stored = self.weights.as_ref();
+        let quantized = self.quantization.as_ref().map(|quantization| QuantizedWeights {
+            stored,
+            targets: &quantization.targets,
+            cache: quantization.cache.as_ref(),
+        });
+        let loader = Loader::new(quantized.as_ref().map_or(stored, |quantized| quantized), progress);
         let weights = DecoderWeights::load(&loader, config, self.is_tied);
         progress.finish();
         let weights = weights?;

@@ -58,6 +58,14 @@ pub enum LoadError {
         #[source]
         source: KernelError,
     },
+    /// No matrix of the model can be quantised.
+    #[error("no matrix of the model can be quantized to {to}: they are in {formats}; leave `quantize` out")]
+    NothingToQuantize {
+        /// The format asked for.
+        to: &'static str,
+        /// The formats they are in.
+        formats: String,
+    },
     /// The context window asked for is not one that the model has.
     #[error("context window {wanted} is not within the model's 1 to {model} tokens")]
     ContextWindow {

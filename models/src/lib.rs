@@ -30,8 +30,8 @@ pub use draw::{
 };
 pub use error::LoadError;
 pub use model::{ForwardError, GpuMemory, Model, ModelSpec};
-pub use options::{Footprint, KvDtypeChoice, LoadOptions};
+pub use options::{Footprint, KvDtypeChoice, LoadOptions, QuantizeTo};
 pub use progress::{Bar, Progress, Silent};
 pub use source::{Demo, Source, SourceError};
 pub use summary::{FormatCount, Summary};
-pub use weights::{HubError, HubOptions};
+pub use weights::{CacheError, HubError, HubOptions};

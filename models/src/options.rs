@@ -76,3 +76,22 @@ pub struct Footprint {
     /// One block of the KV cache over all layers.
     pub kv_bytes_per_block: u64,
 }
+
+/// What dense weights are quantised to while they load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum QuantizeTo {
+    /// Eight bits a weight: half of bf16, hardly any loss.
+    Q8_0,
+    /// Four bits a weight, six for embedding and output head: a third of bf16, some loss.
+    Q4K,
+}
+
+impl QuantizeTo {
+    /// The name used in messages and configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "q8_0",
+            Self::Q4K => "q4_k",
+        }
+    }
+}

@@ -8,6 +8,7 @@ mod hub;
 mod independence;
 mod loading;
 mod parity;
+mod quantized;
 mod rig;
 mod text;
 mod text_hostile;

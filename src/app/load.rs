@@ -8,6 +8,8 @@ use millgate_models::text::ModelText;
 use millgate_models::{BLOCK_TOKENS, Checkpoint, ChosenDevice, Device, LoadOptions, Progress};
 use tracing::info;
 
+use tracing::warn;
+
 use super::memory::available_bytes;
 use super::plan::{Share, Wish};
 use super::summary::LoadedModel;
@@ -21,6 +23,8 @@ const HOST_BYTES: u64 = 64 << 20;
 const HOST_BYTES_A_BLOCK: u64 = 64;
 /// Sequences computed at the same time where nobody set a number.
 const OUTPUT_ROWS: usize = 256;
+/// Folder of the data directory that keeps weights quantised by an earlier start.
+const QUANTIZED: &str = "quantized";
 
 /// A checkpoint that was opened and checked; its weights are not read yet.
 pub(super) struct Opened {
@@ -55,6 +59,10 @@ pub(super) fn open(
     }
     let checkpoint = Checkpoint::open(&model.source, &settings.hub.options(), progress)
         .with_context(|| format!("cannot open model `{}` from {}", model.name, model.source))?;
+    let checkpoint = match model.quantize {
+        Some(to) => checkpoint.quantized(to).with_context(|| format!("cannot quantize model `{}`", model.name))?,
+        None => checkpoint,
+    };
     let text = checkpoint.text().with_context(|| format!("cannot read the tokenizer of model `{}`", model.name))?;
     let footprint = checkpoint.footprint(&load_options(model, settings, pool, 0, Device::Cpu));
     let is_on_host = device.device == Device::Cpu;
@@ -101,10 +109,13 @@ pub(super) fn load(
     pool: &Arc<Pool>,
     progress: &dyn Progress,
 ) -> anyhow::Result<Loaded> {
-    let Opened { settings: model_settings, checkpoint, text, device, wish: _ } = opened;
+    let Opened { settings: model_settings, mut checkpoint, text, device, wish: _ } = opened;
     let name = model_settings.name.as_str();
     let options = load_options(&model_settings, settings, pool, share.num_blocks, device.device);
     let description = checkpoint.summary().to_string();
+    if let Err(error) = checkpoint.keep_quantized(&settings.data_dir.join(QUANTIZED), progress) {
+        warn!(model = name, "the next start quantizes again: {:#}", anyhow::Error::new(error));
+    }
     let model = checkpoint.load(&options, progress).with_context(|| format!("cannot load model `{name}`"))?;
     let spec = model.spec().clone();
     let revision = format!("{}/{description}", model_settings.source);

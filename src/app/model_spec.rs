@@ -7,10 +7,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::api::{ModelSpec, OrderError};
-use crate::config::{ModelOrigin, ModelSettings, RawKvDtype, RawModel, resolve_model};
+use crate::config::{ModelOrigin, ModelSettings, RawKvDtype, RawModel, RawQuantize, resolve_model};
 
 /// The settings a model may have of its own.
-const ENV: &str = "context_window, kv_memory, kv_dtype";
+const ENV: &str = "context_window, kv_memory, kv_dtype, quantize";
 
 /// Turns a specification into settings; touches no file.
 ///
@@ -24,6 +24,7 @@ pub(super) fn settings_of(spec: &ModelSpec) -> Result<ModelSettings, OrderError>
             "context_window" => raw.context_window = Some(read(key, value)?),
             "kv_memory" => raw.kv_memory = Some(read(key, value)?),
             "kv_dtype" => raw.kv_dtype = Some(read::<RawKvDtype>(key, value)?),
+            "quantize" => raw.quantize = Some(read::<RawQuantize>(key, value)?),
             _ => return Err(wrong(&format!("env.{key}"), format!("unknown setting `env.{key}`; there are {ENV}"))),
         }
     }
@@ -50,6 +51,9 @@ pub(super) fn env_of(settings: &ModelSettings) -> Map<String, Value> {
         KvDtypeChoice::Auto => {}
         KvDtypeChoice::F32 => drop(env.insert("kv_dtype".into(), "f32".into())),
         KvDtypeChoice::Bf16 => drop(env.insert("kv_dtype".into(), "bf16".into())),
+    }
+    if let Some(to) = settings.quantize {
+        env.insert("quantize".into(), to.name().into());
     }
     env
 }
@@ -116,6 +120,7 @@ mod tests {
             (json!({"context_window": -1}), "env.context_window"),
             (json!({"kv_memory": "much"}), "env.kv_memory"),
             (json!({"kv_dtype": "int4"}), "env.kv_dtype"),
+            (json!({"quantize": "q3_k"}), "env.quantize"),
             (json!({"LD_PRELOAD": "x"}), "env.LD_PRELOAD"),
         ] {
             assert_eq!(param(settings_of(&spec("builtin:demo", &env))), named);

@@ -172,7 +172,8 @@ impl Slot {
 
 /// Changes when the model's source or the program does, as `system_fingerprint` promises.
 fn fingerprint(model: &ModelSettings) -> String {
-    let digest = Sha256::digest(format!("{}\n{}\n{:?}", env!("CARGO_PKG_VERSION"), model.source, model.kv_dtype));
+    let ModelSettings { source, kv_dtype, quantize, .. } = model;
+    let digest = Sha256::digest(format!("{}\n{source}\n{kv_dtype:?}\n{quantize:?}", env!("CARGO_PKG_VERSION")));
     digest.iter().take(6).fold("fp_".to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 

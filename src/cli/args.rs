@@ -12,6 +12,7 @@ use super::simulate_args::SimulateArgs;
 
 use super::key_args::KeyCommand;
 pub(super) use super::model_args::{ModelCommand, ModelCreateArgs, ModelListArgs, ModelNameArgs, ModelSourceArgs};
+use crate::config::RawQuantize;
 use crate::governance::audit::Head;
 
 /// Serves language models over OpenAI's API, and decides in the same process who may use which and how much.
@@ -80,6 +81,7 @@ Examples:
   millgate serve
   millgate serve --listen 0.0.0.0:8080 --data-dir /var/lib/millgate
   millgate serve --model qwen=hf:Qwen/Qwen3-0.6B --model local=./models/my-model
+  millgate serve --model qwen=hf:Qwen/Qwen3-0.6B --quantize q8_0
   millgate serve --model small=./model-q8_0.gguf --config millgate.toml
 
 The first start prints the administrator's key once. Ctrl-C or SIGTERM lets running answers finish.")]
@@ -99,6 +101,9 @@ pub struct ServeArgs {
     /// A model to serve: hf:org/name[@revision], a folder, a .gguf file or builtin:demo; may be repeated
     #[arg(long = "model", value_name = "NAME=SOURCE", value_parser = parse_model)]
     pub models: Vec<(String, String)>,
+    /// Quantize the weights of the models given by `--model` while they load: none, q8_0 or q4_k
+    #[arg(long, value_name = "FORMAT", value_parser = parse_quantize, requires = "models")]
+    pub quantize: Option<RawQuantize>,
 }
 
 /// Where a running server is and who asks.
@@ -449,6 +454,10 @@ fn parse_model(text: &str) -> Result<(String, String), String> {
         Some((name, source)) if !name.is_empty() && !source.is_empty() => Ok((name.into(), source.into())),
         _ => Err("write NAME=SOURCE, such as qwen=hf:Qwen/Qwen3-0.6B".into()),
     }
+}
+
+fn parse_quantize(text: &str) -> Result<RawQuantize, String> {
+    serde_json::from_value(text.into()).map_err(|_| "write none, q8_0 or q4_k".into())
 }
 
 #[cfg(test)]

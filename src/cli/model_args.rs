@@ -75,6 +75,9 @@ pub struct ModelCreateArgs {
     /// The number format of its KV cache: auto, f32 or bf16
     #[arg(long, value_name = "FORMAT")]
     pub kv_dtype: Option<String>,
+    /// Quantize its weights while they load: none, q8_0 or q4_k
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<String>,
     /// Return at once; the server goes on loading
     #[arg(long)]
     pub no_wait: bool,

@@ -102,6 +102,7 @@ fn creation(args: &ModelCreateArgs) -> Value {
     set("context_window", args.context_window.map(Into::into));
     set("kv_memory", args.kv_memory.clone().map(Into::into));
     set("kv_dtype", args.kv_dtype.clone().map(Into::into));
+    set("quantize", args.quantize.clone().map(Into::into));
     let tiers = if args.tiers.iter().any(|tier| tier == "all") { json!("all") } else { json!(args.tiers) };
     let mut body = json!({"name": args.name, "source": args.source, "tiers": tiers, "env": env});
     if let Some(display_name) = &args.display_name {

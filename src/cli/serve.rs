@@ -31,6 +31,7 @@ pub(super) async fn run(args: &ServeArgs, environment: &Environment) -> Result<(
         data_dir: args.data_dir.clone(),
         device: args.device,
         models: args.models.clone(),
+        quantize: args.quantize,
     };
     let settings = load(args.config.as_deref(), environment, &overrides)?;
     init_logs(&settings.log)?;

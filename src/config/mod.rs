@@ -17,7 +17,7 @@ mod units;
 pub use environment::Environment;
 pub use file::{ConfigError, DEFAULT_FILE, find_file, read_file};
 pub use notices::{NoticeSettings, SecretSource, WebhookSettings};
-pub use raw::{RawConfig, RawKvDtype, RawModel};
+pub use raw::{RawConfig, RawKvDtype, RawModel, RawQuantize};
 pub use reference::{KEYS, Key, example_file, reference_page};
 pub use resolve::{HubSettings, ModelOrigin, ModelSettings, Overrides, Settings, WrongModel, resolve, resolve_model};
 pub use show::{effective_document, environment_secrets, show};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use millgate_models::KvDtypeChoice;
+use millgate_models::{KvDtypeChoice, QuantizeTo};
 use serde::{Deserialize, Serialize};
 
 use super::units::{ByteSize, MemoryBound, Span};
@@ -275,6 +275,8 @@ pub struct RawModel {
     pub kv_dtype: Option<RawKvDtype>,
     /// Where it computes.
     pub device: Option<String>,
+    /// What its weights are quantised to while they load.
+    pub quantize: Option<RawQuantize>,
 }
 
 /// `tiers = "all"` or a list of names.
@@ -303,6 +305,42 @@ impl RawKvDtype {
             Self::Auto => KvDtypeChoice::Auto,
             Self::F32 => KvDtypeChoice::F32,
             Self::Bf16 => KvDtypeChoice::Bf16,
+        }
+    }
+}
+
+/// What weights are quantised to while they load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RawQuantize {
+    /// They stay as they are stored.
+    None,
+    /// Eight bits a weight.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Four bits a weight, six for embedding and output head.
+    #[serde(rename = "q4_k")]
+    Q4K,
+}
+
+impl RawQuantize {
+    /// The same as the loader wants it.
+    #[must_use]
+    pub fn choice(self) -> Option<QuantizeTo> {
+        match self {
+            Self::None => None,
+            Self::Q8_0 => Some(QuantizeTo::Q8_0),
+            Self::Q4K => Some(QuantizeTo::Q4K),
+        }
+    }
+
+    /// The same as the file has it.
+    #[must_use]
+    pub fn of(choice: Option<QuantizeTo>) -> Self {
+        match choice {
+            None => Self::None,
+            Some(QuantizeTo::Q8_0) => Self::Q8_0,
+            Some(QuantizeTo::Q4K) => Self::Q4K,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use millgate_models::{DeviceChoice, DeviceTextError, HubOptions, KvDtypeChoice, Source};
+use millgate_models::{DeviceChoice, DeviceTextError, HubOptions, KvDtypeChoice, QuantizeTo, Source};
 
 use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
@@ -20,7 +20,9 @@ use super::environment::Environment;
 use super::file::{ConfigError, line_of};
 use super::notices::{self, NoticeSettings};
 use super::oidc::providers;
-use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawTiers, RawTokens, RawTraces};
+use super::raw::{
+    RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawQuantize, RawTiers, RawTokens, RawTraces,
+};
 use super::units::{ByteSize, MemoryBound, Span};
 
 /// What the command line says; it wins over the file.
@@ -34,6 +36,8 @@ pub struct Overrides {
     pub device: Option<DeviceChoice>,
     /// `--model NAME=SOURCE`, each replacing the file's model of that name or added to the list.
     pub models: Vec<(String, String)>,
+    /// `--quantize FORMAT`, for the models of `--model`.
+    pub quantize: Option<RawQuantize>,
 }
 
 /// Everything in effect, checked.
@@ -222,6 +226,8 @@ pub struct ModelSettings {
     pub kv_dtype: KvDtypeChoice,
     /// Where it computes; where all do when absent.
     pub device: Option<DeviceChoice>,
+    /// What its weights are quantised to while they load.
+    pub quantize: Option<QuantizeTo>,
 }
 
 /// Checks and completes a configuration. `text` is the file's text, to name lines; empty without a file.
@@ -309,7 +315,7 @@ pub fn resolve(
             },
         },
         traces: at.traces(traces, environment)?,
-        models: at.models(models, &overrides.models)?,
+        models: at.models(models, overrides)?,
         admin_key: environment.admin_key.clone().map(Secret::new),
     })
 }
@@ -494,7 +500,7 @@ impl Place<'_> {
         }
     }
 
-    fn models(&self, raw: Vec<RawModel>, named: &[(String, String)]) -> Result<Vec<ModelSettings>, ConfigError> {
+    fn models(&self, raw: Vec<RawModel>, overrides: &Overrides) -> Result<Vec<ModelSettings>, ConfigError> {
         let mut models: Vec<ModelSettings> = Vec::new();
         for (nth, model) in raw.into_iter().enumerate() {
             let model = self.model(nth, model)?;
@@ -503,13 +509,16 @@ impl Place<'_> {
             }
             models.push(model);
         }
-        for (name, source) in named {
+        for (name, source) in &overrides.models {
             let nth = models.len();
-            let model =
-                self.model(nth, RawModel { name: name.clone(), source: source.clone(), ..RawModel::default() })?;
+            let (name, source, quantize) = (name.clone(), source.clone(), overrides.quantize);
+            let model = self.model(nth, RawModel { name, source, quantize, ..RawModel::default() })?;
             match models.iter_mut().find(|other| other.name == model.name) {
                 Some(other) => {
                     (other.source, other.origin) = (model.source, ModelOrigin::CommandLine);
+                    if overrides.quantize.is_some() {
+                        other.quantize = model.quantize;
+                    }
                 }
                 None => models.push(ModelSettings { origin: ModelOrigin::CommandLine, ..model }),
             }
@@ -561,6 +570,7 @@ pub fn resolve_model(raw: RawModel, origin: ModelOrigin) -> Result<ModelSettings
         context_window: raw.context_window,
         kv_memory: raw.kv_memory,
         kv_dtype: raw.kv_dtype.unwrap_or(RawKvDtype::Auto).choice(),
+        quantize: raw.quantize.and_then(RawQuantize::choice),
     })
 }
 
@@ -603,6 +613,7 @@ mod tests {
             data_dir: Some("elsewhere".into()),
             device: Some(DeviceChoice::Cpu),
             models: vec![("a".into(), "y.gguf".into()), ("b".into(), "hf:org/b".into())],
+            quantize: Some(RawQuantize::Q8_0),
         };
         let settings = resolve(toml::from_str(text).unwrap(), text, &Environment::default(), &overrides).unwrap();
         assert_eq!(settings.listen.port(), 2);
@@ -612,6 +623,7 @@ mod tests {
             settings.models.iter().map(|m| (m.name.clone(), m.source.to_string())).collect();
         assert_eq!(models, [("a".into(), "y.gguf".into()), ("b".into(), "hf:org/b".into())]);
         assert_eq!(settings.models[0].context_window, Some(64));
+        assert!(settings.models.iter().all(|model| model.quantize == Some(QuantizeTo::Q8_0)));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::notices::SecretSource;
 use super::oidc::effective_provider;
 use super::raw::{
     All, RawConfig, RawCpu, RawEngine, RawHub, RawIdentity, RawKeys, RawKvDtype, RawLog, RawLogFormat, RawMemory,
-    RawModel, RawNotices, RawServer, RawStore, RawTierRules, RawTiers, RawTokens, RawTraces,
+    RawModel, RawNotices, RawQuantize, RawServer, RawStore, RawTierRules, RawTiers, RawTokens, RawTraces,
 };
 use super::resolve::{ModelSettings, Settings};
 use super::units::Span;
@@ -130,6 +130,7 @@ fn effective_model(model: &ModelSettings) -> RawModel {
             KvDtypeChoice::Bf16 => RawKvDtype::Bf16,
         }),
         device: model.device.map(|device| device.to_string()),
+        quantize: Some(RawQuantize::of(model.quantize)),
     }
 }
 

@@ -104,6 +104,11 @@ impl GgufFile {
     pub fn file_bytes(&self) -> u64 {
         self.bytes.file_len() as u64
     }
+
+    /// As [`FileBytes::stamp`].
+    pub fn stamp(&self) -> String {
+        self.bytes.stamp()
+    }
 }
 
 fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<BTreeMap<String, GgufValue>, WeightsError> {

@@ -81,6 +81,10 @@ impl Weights for GgufWeights {
     fn place(&self, name: &str) -> (String, String) {
         (self.file.name().to_owned(), gguf_name(name).unwrap_or_else(|| name.to_owned()))
     }
+
+    fn stamp(&self) -> String {
+        self.file.stamp()
+    }
 }
 
 /// Puts the rows of each head from interleaved pairs (`0, half, 1, half + 1, ...`) back into two halves.

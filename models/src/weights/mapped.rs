@@ -79,6 +79,16 @@ impl FileBytes {
         self.len
     }
 
+    /// Name, length and time of the last change, in nanoseconds since 1970.
+    pub fn stamp(&self) -> String {
+        let changed = match &self.content {
+            Content::File { file, .. } => file.metadata().and_then(|metadata| metadata.modified()).ok(),
+            Content::Memory(_) => None,
+        };
+        let changed = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+        format!("{} {} {}", self.name, self.len, changed.unwrap_or_default().as_nanos())
+    }
+
     /// All bytes, for reading a header.
     ///
     /// # Errors

@@ -11,6 +11,8 @@ mod hub_files;
 mod loader;
 mod mapped;
 mod names;
+mod quantized;
+mod quantized_cache;
 mod safetensors;
 mod tensor;
 
@@ -26,5 +28,8 @@ pub use hub_files::HubFiles;
 pub(crate) use loader::Loader;
 pub use mapped::{FileBytes, MappedBytes};
 pub use names::{gguf_name, huggingface_name};
+pub(crate) use quantized::{QuantizedWeights, Targets};
+pub use quantized_cache::CacheError;
+pub(crate) use quantized_cache::QuantizedCache;
 pub use safetensors::SafetensorsWeights;
 pub use tensor::{Shard, TensorHeader, Weights};

@@ -149,6 +149,11 @@ impl Weights for SafetensorsWeights {
         let file = self.tensors.get(name).map_or(self.place.as_str(), |entry| self.files[entry.file].name());
         (file.to_owned(), name.to_owned())
     }
+
+    fn stamp(&self) -> String {
+        let stamps: Vec<String> = self.files.iter().map(FileBytes::stamp).collect();
+        stamps.join("\n")
+    }
 }
 
 fn is_plain_file_name(name: &str) -> bool {

@@ -49,6 +49,9 @@ pub trait Weights: Send + Sync {
     /// The file that holds (or should hold) a tensor, and the tensor's name there, for messages.
     fn place(&self, name: &str) -> (String, String);
 
+    /// Which state of which files this is: changes when a file does.
+    fn stamp(&self) -> String;
+
     /// Checks that a tensor is there, with this shape, in a type that can be computed with.
     ///
     /// # Errors

@@ -93,6 +93,8 @@ pub(crate) struct ModelEnv {
     kv_memory: Option<KvMemory>,
     /// The number format of its KV cache: `auto`, `f32` or `bf16`.
     kv_dtype: Option<KvDtype>,
+    /// What its weights are quantised to while they load: `none`, `q8_0` or `q4_k`.
+    quantize: Option<Quantize>,
 }
 
 /// An amount of memory: a text with a unit, or bytes.
@@ -109,6 +111,16 @@ pub(crate) enum KvDtype {
     Auto,
     F32,
     Bf16,
+}
+
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Quantize {
+    None,
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    #[serde(rename = "q4_k")]
+    Q4K,
 }
 
 /// Where a model computes: `auto`, `cpu` or `cuda:N`, one GPU.
