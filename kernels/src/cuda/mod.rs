@@ -7,6 +7,8 @@
 //!
 //! Nothing here is linked against NVIDIA's libraries: the driver and cuBLAS are opened when they are first asked for.
 
+mod attention;
+mod attention_plan;
 mod blas;
 mod buffer;
 mod device;
@@ -22,8 +24,12 @@ mod launch;
 mod matmul;
 mod norm;
 mod pinned;
+mod quantised;
 mod rope;
+mod sample;
 
+pub use attention::{AttentionInput, DecodeWork, decode_attention, prefill_attention};
+pub use attention_plan::{AttentionPlan, AttentionSizes};
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{DeviceMemory, Gpu};
 pub use driver::{DeviceInfo, devices};
@@ -37,4 +43,6 @@ pub use kv::{KvCache, copy_blocks};
 pub use matmul::{MatMul, matmul};
 pub use norm::{add_rms_norm, rms_norm};
 pub use pinned::Pinned;
+pub use quantised::{MAX_QUANTISED_ROWS, QuantisedMatrix, QuantisedRows, dequantise, quantised_linear};
 pub use rope::{QkNorm, RopeStore, rope_store};
+pub use sample::{DrawOutcome, DrawRow, LogitAdjustment, MAX_TOP, SampleInput, SampleScratch, sample};

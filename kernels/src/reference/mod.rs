@@ -2,6 +2,10 @@
 //!
 //! Lengths are the caller's promise here; the public operations check them first.
 
+mod draw;
+
+pub use draw::{Drawing, draw, log_softmax, ranked, uniform};
+
 use crate::quant::{self, RUN};
 use crate::{AttentionBatch, BLOCK_TOKENS, KvLayer, PAD_SLOT, RopeStore, WeightFormat};
 use half::bf16;
