@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use millgate_kernels::Pool;
 use millgate_models::text::ModelText;
-use millgate_models::{BLOCK_TOKENS, Checkpoint, ChosenDevice, Device, LoadOptions, Progress};
+use millgate_models::{BLOCK_TOKENS, CacheError, Checkpoint, ChosenDevice, Device, LoadOptions, Progress};
 use tracing::info;
 
 use tracing::warn;
@@ -113,7 +113,10 @@ pub(super) fn load(
     let name = model_settings.name.as_str();
     let options = load_options(&model_settings, settings, pool, share.num_blocks, device.device);
     let description = checkpoint.summary().to_string();
-    if let Err(error) = checkpoint.keep_quantized(&settings.data_dir.join(QUANTIZED), progress) {
+    // What is wrong with the weights themselves the load will say.
+    if let Err(error @ CacheError::Write { .. }) =
+        checkpoint.keep_quantized(&settings.data_dir.join(QUANTIZED), progress)
+    {
         warn!(model = name, "the next start quantizes again: {:#}", anyhow::Error::new(error));
     }
     let model = checkpoint.load(&options, progress).with_context(|| format!("cannot load model `{name}`"))?;
