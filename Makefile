@@ -6,7 +6,7 @@ ARGS       ?=
 SHAPE      ?= 8b
 
 .DEFAULT_GOAL := help
-.PHONY: help serve build test check fmt bench oracle rivals parity demo cuda-toolkit cuda check-cuda cuda-report gpu-bundle test-gpu bench-gpu clean
+.PHONY: help serve build test check fmt bench oracle rivals schemathesis parity demo cuda-toolkit cuda check-cuda cuda-report gpu-bundle test-gpu bench-gpu clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,7 @@ build: ## Build the release binary
 
 test: ## Everything: unit, property, integration and the official OpenAI clients
 	bash tests/clients/install.sh
+	bash tests/schemathesis/install.sh
 	cargo test --workspace
 
 check: ## Formatting, lints and documentation, all warnings as errors
@@ -38,6 +39,11 @@ oracle: ## A million random operations on the counters against a brute-force ora
 
 rivals: ## Millgate's limiter beside limitador and governor: decisions a second, tokens overshot
 	cargo run --release --manifest-path benches/rivals/Cargo.toml
+
+schemathesis: ## The API against its OpenAPI document, boundaries and random requests (MAX_EXAMPLES=10 an operation)
+	bash tests/schemathesis/install.sh
+	cargo build --bin millgate
+	tests/schemathesis/.venv/bin/python tests/schemathesis/run.py $(TARGET_DIR)/debug/millgate
 
 parity: ## Make the expected outputs of the model tests again (needs Python; downloads PyTorch)
 	bash models/scripts/parity.sh

@@ -63,6 +63,11 @@ async fn wrong_wishes_for_a_key_name_the_field() {
         (json!({"name": "x", "labels": {"a": 1}}), "labels.a"),
         (json!({"name": "x", "limits": ["many tokens"]}), "limits[0]"),
         (json!({"name": "x", "limits": [{"resource": "tokens", "amount": 0, "window": "1m"}]}), "limits[0]"),
+        (json!({"name": "x", "limits": ["5 tokens / 1m per tier"]}), "limits[0]"),
+        (
+            json!({"name": "x", "limits": [{"resource": "tokens", "amount": 5, "window": "1m", "scope": "tier"}]}),
+            "limits[0]",
+        ),
         (json!({"name": "x", "models": "fake"}), "models"),
         (json!({"name": "x", "expires": "4h"}), "expires"),
     ] {
@@ -82,6 +87,75 @@ async fn an_administrator_makes_keys_for_users() {
     assert_eq!(carl.get("/v1/me").await.json()["tier"], "premium");
     assert_eq!(admin.post("/admin/v1/api-keys", &json!({"user": "nobody", "name": "x"})).await.status, 404);
     assert_eq!(admin.get("/admin/v1/api-keys?user=carl").await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_new_tier_is_unlimited_only_when_it_says_so() {
+    let app = TestApp::new().governance(|config| config.new_tier_limits = vec!["7 requests / 3m".parse().unwrap()]);
+    let app = app.start().await;
+    let make = async |name: &str, level: u32, limits: Value| {
+        let body = json!({"name": name, "level": level, "groups": ["g"], "limits": limits});
+        app.admin().post("/admin/v1/tiers", &body).await.json()["limits"].clone()
+    };
+    let usual = make("silent", 40, Value::Null).await;
+    assert_eq!((&usual[0]["amount"], &usual[0]["window"]), (&json!(7), &json!("3m")));
+    assert_eq!(make("open", 41, json!([])).await, json!([]));
+}
+
+#[tokio::test]
+async fn wrong_wishes_for_a_tier_name_the_field_and_the_real_bounds() {
+    let app = TestApp::new().start().await;
+    for (field, value, says) in [
+        ("level", json!(-1), "must be between 0 and 2147483647, found -1"),
+        ("level", json!(2_147_483_648_u32), "must be between 0 and 2147483647, found 2147483648"),
+        ("weight", json!(0), "must be between 1 and 1000, found 0"),
+    ] {
+        let mut body = json!({"name": "x", "level": 50, "groups": ["g"]});
+        body[field] = value;
+        let reply = app.admin().post("/admin/v1/tiers", &body).await;
+        assert_eq!((reply.status, reply.param()), (400, json!(field)));
+        assert!(reply.body.contains(says), "{}", reply.body);
+    }
+}
+
+#[tokio::test]
+async fn keys_of_somebody_who_was_deleted_are_listed_under_their_name() {
+    let app = TestApp::new().start().await;
+    let ann = app.user("ann", &[]).await;
+    assert_eq!(app.admin().delete("/admin/v1/users/ann").await.status, 200);
+    app.user("ann", &[]).await;
+    let list = app.admin().get("/admin/v1/api-keys?sort=created_at&order=asc").await.json();
+    let users: Vec<&str> = list["data"].as_array().unwrap().iter().map(|key| key["user"].as_str().unwrap()).collect();
+    assert_eq!(users.iter().filter(|user| **user == "ann").count(), 1, "{users:?}");
+    let former = list["data"].as_array().unwrap().iter().find(|key| key["user"] == "ann (deleted)").unwrap();
+    let shown = app.admin().get(&format!("/admin/v1/api-keys/{}", former["id"].as_str().unwrap())).await;
+    assert_eq!((shown.status, &shown.json()["status"]), (200, &json!("revoked")));
+    assert_eq!(ann.get("/v1/me").await.status, 401);
+}
+
+#[tokio::test]
+async fn cursors_that_no_list_gave_are_refused() {
+    let app = TestApp::new().start().await;
+    for (name, group) in [("ann", "a"), ("ben", "b"), ("cid", "c")] {
+        app.user(name, &[group]).await;
+    }
+    for list in ["users", "groups", "audit", "notices", "prices", "api-keys"] {
+        let reply = app.admin().get(&format!("/admin/v1/{list}?cursor=garbage")).await;
+        assert_eq!((reply.status, reply.param()), (400, json!("cursor")), "{list}: {}", reply.body);
+    }
+    for list in ["users", "groups"] {
+        let mut names = Vec::new();
+        let mut next = String::new();
+        loop {
+            let page = app.admin().get(&format!("/admin/v1/{list}?limit=1{next}")).await.json();
+            names.extend(page["data"].as_array().unwrap().iter().map(|one| one["name"].clone()));
+            let Some(cursor) = page["next_cursor"].as_str() else { break };
+            next = format!("&cursor={cursor}");
+        }
+        let whole = app.admin().get(&format!("/admin/v1/{list}")).await.json();
+        let all: Vec<Value> = whole["data"].as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+        assert!(names == all && names.len() >= 3, "{list}: {names:?}");
+    }
 }
 
 #[tokio::test]

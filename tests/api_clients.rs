@@ -1,4 +1,4 @@
-//! OpenAI's own Python and Node clients against a running server.
+//! OpenAI's own Python and Node clients, and schemathesis, against a running server.
 
 #![expect(
     clippy::unwrap_used,
@@ -56,6 +56,25 @@ async fn drive(interpreter: &Path, installed: &Path, program: &str) {
 #[expect(clippy::disallowed_methods, reason = "a test that cannot run must know whether that is acceptable here")]
 fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| value == "true")
+}
+
+/// At the boundaries of what the document allows, as administrator and as nobody; `make schemathesis` does more.
+#[test]
+fn answers_keep_to_the_openapi_document_as_schemathesis_reads_it() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/schemathesis");
+    let python = folder.join(".venv/bin/python");
+    if !python.exists() {
+        let message =
+            format!("{} is not installed: run tests/schemathesis/install.sh (make test does)", python.display());
+        assert!(!is_ci(), "{message}");
+        eprintln!("NOT RUN: {message}");
+        return;
+    }
+    let mut command = Command::new(python);
+    command.arg(folder.join("run.py")).arg(env!("CARGO_BIN_EXE_millgate")).env("RUNS", "quick");
+    let output = command.output().unwrap();
+    let (printed, complaint) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{printed}\n{complaint}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,6 +27,9 @@ async fn ten_thousand_headers_are_refused_with_431() {
     let request = format!("GET /v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n");
     let answer = exchange(app.address, request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    let body: serde_json::Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(body["error"]["type"], "invalid_request_error", "{answer}");
+    assert!(answer.contains("\r\nx-millgate-request-id: "), "{answer}");
     let long = format!("GET /v1/me HTTP/1.1\r\nhost: x\r\nx-long: {}\r\n\r\n", "y".repeat(1 << 20));
     let answer = exchange(app.address, long.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
@@ -87,6 +90,30 @@ async fn malformed_bodies_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_field_that_is_there_twice_is_refused_and_so_is_a_compressed_body() {
+    let app = TestApp::new().start().await;
+    let admin = app.admin();
+    for (path, body) in [
+        ("/admin/v1/users", r#"{"name": "ann", "name": "admin"}"#),
+        (
+            "/v1/api-keys",
+            r#"{"name": "x", "limits": [{"resource": "tokens", "amount": 1, "amount": 2, "window": "1m"}]}"#,
+        ),
+        ("/v1/completions", r#"{"model": "fake", "prompt": "x", "max_tokens": 1, "max_tokens": 1000}"#),
+    ] {
+        let reply = admin.request("POST", path).body(body).send().await.unwrap();
+        assert_eq!(reply.status(), 400, "{path}");
+        assert!(reply.text().await.unwrap().contains("` is there twice"), "{path}");
+    }
+    for (encoding, status) in [("gzip", 415), ("identity", 201)] {
+        let request = admin.request("POST", "/admin/v1/users").header("content-encoding", encoding);
+        let reply = request.body(format!(r#"{{"name": "{encoding}"}}"#)).send().await.unwrap();
+        assert_eq!(reply.status(), status, "{encoding}");
+        assert_eq!(reply.text().await.unwrap().contains("encoded as `gzip`"), encoding == "gzip");
+    }
+}
+
+#[tokio::test]
 async fn addresses_that_make_no_sense_are_answered_in_the_one_shape() {
     let app = TestApp::new().start().await;
     let admin = app.admin();
@@ -96,6 +123,8 @@ async fn addresses_that_make_no_sense_are_answered_in_the_one_shape() {
         ("/v1/api-keys/%00", 404),
         ("/v1/api-keys?limit=-1", 400),
         ("/v1/api-keys?color=red", 400),
+        ("/admin/v1/usage?start=2026-01-01T00:00:00%2B25:00", 400),
+        ("/admin/v1/reconciliation?start=-62135596801", 400),
         ("/nothing/here", 404),
         ("/v1", 404),
     ] {
@@ -173,6 +202,7 @@ async fn bytes_that_are_not_http_end_the_connection_and_nothing_else() {
     for bytes in [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"\0\0\0\0\r\n\r\n", b"GET / SPDY/9\r\n\r\n"] {
         let answer = exchange(app.address, bytes).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+        assert!(answer.is_empty() || answer.contains(r#""type":"invalid_request_error""#), "{answer}");
     }
     assert_eq!(app.anonymous().get("/livez").await.status, 200);
 }

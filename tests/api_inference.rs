@@ -1,6 +1,7 @@
 //! Chat and completions as OpenAI's clients see them: documents, streams to the byte, parameters, usage.
 
 use insta::assert_snapshot;
+use millgate::governance::Status;
 use serde_json::{Value, json};
 
 use crate::support::{Reply, TestApp, chat_body, without_ids};
@@ -142,6 +143,41 @@ async fn an_echo_repeats_the_prompt_with_its_log_probabilities() {
         .map(|event| serde_json::from_str::<Value>(event).unwrap()["choices"][0]["text"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(text, choice["text"]);
+}
+
+#[tokio::test]
+async fn a_prompt_alone_is_scored_when_no_token_is_asked_for() {
+    let app = TestApp::new().start().await;
+    let user = app.user("ann", &[]).await;
+    let fields = json!({"echo": true, "logprobs": 2, "max_tokens": 0, "n": 2});
+    let reply = user.complete(json!(["ABC", "DE"]), fields.clone()).await;
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let answer = reply.json();
+    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(5), &json!(0)));
+    for (index, text) in ["ABC", "ABC", "DE", "DE"].into_iter().enumerate() {
+        let choice = &answer["choices"][index];
+        assert_eq!((&choice["text"], &choice["finish_reason"]), (&json!(text), &json!("length")));
+        let scores = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert!(scores.len() == text.len() && scores[0].is_null() && scores[1..].iter().all(Value::is_f64), "{choice}");
+    }
+    let row = app.ledger().await.remove(0);
+    assert_eq!((row.usage.prompt_tokens, row.usage.completion_tokens, row.status), (5, 0, Status::Completed));
+
+    let mut streamed = fields.clone();
+    streamed["stream"] = true.into();
+    let events = user.complete(json!("ABC"), streamed).await;
+    let chunks: Vec<Value> = events
+        .events()
+        .into_iter()
+        .filter(|event| *event != "[DONE]")
+        .map(|event| serde_json::from_str(event).unwrap())
+        .collect();
+    let text: String = chunks.iter().map(|chunk| chunk["choices"][0]["text"].as_str().unwrap()).collect();
+    assert_eq!(text, "ABCABC", "both choices");
+    let without = user.complete(json!("ABC"), json!({"echo": true, "max_tokens": 0})).await.json();
+    assert_eq!((&without["choices"][0]["text"], &without["choices"][0]["logprobs"]), (&json!("ABC"), &Value::Null));
+    let nothing = user.complete(json!("ABC"), json!({"max_tokens": 0})).await;
+    assert_eq!((nothing.status, nothing.param()), (400, json!("max_tokens")));
 }
 
 #[tokio::test]

@@ -80,6 +80,9 @@ async fn a_full_queue_is_503_with_retry_after_and_costs_nothing() {
     assert!(tokio::time::timeout(Duration::from_millis(200), waiting.as_mut()).await.is_err());
     let refused = user.chat_with("three", json!({"max_tokens": 10})).await;
     assert_eq!((refused.status, refused.json()["error"]["type"].as_str()), (503, Some("overloaded_error")));
+    let figures = app.anonymous().get("/metrics").await.body;
+    let line = r#"vllm:admission_rejections_total{engine="0",model_name="fake",reason="max_num_queued_reqs"} 1"#;
+    assert!(figures.lines().any(|found| found == line), "{figures}");
     assert!(refused.retry_after().is_some());
     let row = app.ledger().await.remove(0);
     assert_eq!((row.status, row.usage.total_tokens()), (Status::Failed, 0));

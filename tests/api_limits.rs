@@ -266,3 +266,12 @@ fn limit_headers(reply: &Reply) -> String {
     names.sort_unstable();
     names.iter().map(|name| format!("{name}: {}\n", reply.header(name))).collect()
 }
+
+#[tokio::test]
+async fn the_header_and_the_account_name_the_same_second_at_which_a_calendar_period_ends() {
+    let app = TestApp::new().system_clock().tier("monthly", |tier| tier.limit("100 requests / month")).start().await;
+    let user = app.key("monthly").await;
+    let told: i64 = ten_tokens(&user, 1).await.header("x-ratelimit-reset").parse().unwrap();
+    assert_eq!(user.get("/v1/me").await.json()["limits"][0]["reset"], json!(told));
+    assert_eq!(told % 86_400, 0, "a month of UTC ends at midnight");
+}

@@ -253,3 +253,13 @@ async fn the_command_line_sets_prices_and_reports_from_the_server_and_from_the_d
     let mine = tokio::task::spawn_blocking(move || printed(&mine.iter().map(String::as_str).collect::<Vec<_>>()));
     assert!(mine.await.unwrap().unwrap().contains("ann"));
 }
+
+#[tokio::test]
+async fn a_price_is_for_one_model_or_for_all_that_have_none_and_not_for_a_pattern() {
+    let app = TestApp::new().start().await;
+    for (model, status) in [("**", 400), ("llama-*", 400), ("*", 200)] {
+        let price = json!({"model": model, "prompt": "1", "completion": "1"});
+        let reply = app.admin().put("/admin/v1/prices", &json!({"prices": [price]})).await;
+        assert_eq!(reply.status, status, "{model}: {}", reply.body);
+    }
+}

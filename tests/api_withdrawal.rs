@@ -59,6 +59,35 @@ async fn revoking_a_key_ends_its_streams_with_an_error_event_and_done() {
 }
 
 #[tokio::test]
+async fn ending_a_users_tokens_or_withdrawing_what_signed_them_ends_streams_of_tokens_and_leaves_those_of_keys() {
+    for is_withdrawn in [false, true] {
+        let app = endless().await;
+        let (user, other) = (app.user("ann", &[]).await, app.user("bob", &[]).await);
+        let token = user.post("/v1/tokens", &json!({})).await.json()["token"].as_str().unwrap().to_owned();
+        let stream = begun(&user.with_key(&token)).await;
+        let gone = if is_withdrawn {
+            let keys = app.admin().get("/admin/v1/signing-keys").await.json();
+            let id = keys["data"][0]["id"].as_str().unwrap().to_owned();
+            app.admin().delete(&format!("/admin/v1/signing-keys/{id}")).await
+        } else {
+            user.delete("/v1/tokens").await
+        };
+        assert!(gone.status < 300, "{}", gone.body);
+        let error = ended_by(stream).await;
+        assert_eq!((error["code"].as_u64(), error["type"].as_str()), (Some(401), Some("authentication_error")));
+        is_charged_what_was_sampled(&app).await;
+        let mut of_a_key = begun(&user).await;
+        assert!(other.delete("/v1/tokens").await.status < 300);
+        for _ in 0..20 {
+            let chunk = of_a_key.chunk().await.unwrap().expect("the stream goes on");
+            assert!(!chunk.windows(7).any(|part| part == b"\"error\""));
+        }
+        drop(of_a_key);
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn deactivating_or_deleting_a_user_ends_their_streams() {
     for method in ["PATCH", "DELETE"] {
         let app = endless().await;

@@ -8,9 +8,14 @@ use serde_json::Value;
 
 use crate::support::{Actor, TestApp};
 
-/// Runs `millgate key ARGS` as the holder of a key, away from the working tree.
+/// Runs `millgate key ARGS` as the holder of a key.
 async fn key(app: &TestApp, who: &Actor, args: &[&str]) -> Output {
-    let mut args: Vec<String> = std::iter::once("key").chain(args.iter().copied()).map(str::to_owned).collect();
+    millgate(app, who, &[&["key"], args].concat()).await
+}
+
+/// Runs `millgate ARGS` as the holder of a key, away from the working tree.
+async fn millgate(app: &TestApp, who: &Actor, args: &[&str]) -> Output {
+    let mut args: Vec<String> = args.iter().copied().map(str::to_owned).collect();
     args.extend(["--url".to_owned(), format!("http://{}", app.address)]);
     let secret = who.key.clone().unwrap();
     let run = move || {
@@ -80,4 +85,32 @@ async fn many_keys_are_ended_after_a_dry_run_and_an_administrator_reaches_everyb
     assert!(table.contains("one") && table.contains("two") && table.contains("ann"), "{table}");
     let left = json(&app, &app.admin(), &["list", "--all", "--user", "ann", "--status", "active"]).await;
     assert_eq!((left.as_array().unwrap().len(), left[0]["name"].as_str()), (1, Some("test")));
+}
+
+#[tokio::test]
+async fn a_user_is_locked_out_and_let_in_again_and_hints_fit_what_is_missing() {
+    let app = TestApp::new().start().await;
+    let (admin, ann) = (app.admin(), app.user("ann", &["premium-users"]).await);
+    for (command, status) in [("deactivate", 401), ("activate", 200)] {
+        let done = millgate(&app, &admin, &["user", command, "ann"]).await;
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(ann.get("/v1/me").await.status, status, "{command}");
+    }
+    for (args, hint) in [
+        (&["user", "activate", "nobody"][..], "`millgate user list`"),
+        (&["key", "show", "nothing", "--all"], "`millgate key list`"),
+        (&["model", "load", "nothing"], "`millgate model list`"),
+        (&["token", "withdraw", "nothing"], "`millgate token keys`"),
+    ] {
+        let failed = millgate(&app, &admin, args).await;
+        let said = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success() && said.contains(&format!("hint: {hint}")), "{args:?}: {said}");
+    }
+    let child = says(&app, &ann, &["create", "--name", "child"]).await;
+    assert!(child.starts_with("sk-mg_"));
+    let table = says(&app, &ann, &["list"]).await;
+    assert!(table.contains("made by key"), "{table}");
+    let price = millgate(&app, &admin, &["price", "set", "fake", "--prompt", "0.12345678", "--completion", "1"]).await;
+    let said = String::from_utf8_lossy(&price.stderr).into_owned();
+    assert!(said.contains("at most six decimals"), "{said}");
 }

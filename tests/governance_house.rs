@@ -124,7 +124,7 @@ impl House {
             name: Some("tight".into()),
             level: 9,
             groups: vec!["tight".into()],
-            limits: parse(limits),
+            limits: Some(parse(limits)),
             ..NewTier::default()
         };
         self.governor.create_tier(&self.governor.operator(), tier).await.expect("a tier");

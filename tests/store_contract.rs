@@ -471,3 +471,22 @@ async fn idle_counters_are_forgotten_and_busy_ones_are_not() {
     assert!(counters.known() < 3000, "{} counters are kept", counters.known());
     counters.settle(held, bill(7, 0)).await.expect("the held one is still there");
 }
+
+#[cfg(unix)]
+#[tokio::test]
+async fn new_files_of_the_store_are_readable_by_their_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let records =
+        SqliteRecords::open(&Config { data_dir: folder.path().to_owned(), ..Config::default() }).await.expect("opens");
+    records.change(0, edit(vec![Change::PutUser(user("ann"))])).await.expect("written");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder.path()).expect("readable") {
+        let entry = entry.expect("readable");
+        assert_eq!(entry.metadata().expect("there").permissions().mode() & 0o077, 0, "{:?}", entry.file_name());
+        names.push(entry.file_name().into_string().expect("text"));
+    }
+    names.sort();
+    assert_eq!(names, ["lock", "millgate.db", "millgate.db-shm", "millgate.db-wal"]);
+    records.close().await;
+}

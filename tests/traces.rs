@@ -96,6 +96,62 @@ async fn a_request_leaves_a_span_with_its_stages_below_and_nothing_of_what_was_s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_refused_leaves_a_span_with_status_and_reason_and_no_secret() {
+    let (collector, endpoint) = Collector::start().await;
+    let tracer = tracer(&endpoint);
+    let app = TestApp::new().tracer(tracer.clone()).tier("slow", |tier| tier.limit("1 requests / 1h")).start().await;
+    let user = app.key("slow").await;
+    let wrong = "sk-mg_not-a-key-but-a-secret";
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let mut expected = vec![("chat fake".to_owned(), None, None)];
+    assert_eq!(user.chat("hello").await.status, 200);
+    for (actor, path, body, status, reason) in [
+        (app.anonymous().with_key(wrong), "/v1/chat/completions", json!({}), 401, "authentication_error"),
+        (user.clone(), "/v1/completions", json!({"model": "fake", "prompt": "xylophone"}), 429, "requests_exceeded"),
+        (app.admin(), "/llm/xylophone/v1/chat/completions", json!({"messages": 1}), 400, "invalid_request_error"),
+        (app.admin(), "/llm/xylophone/v1/completions", json!({"prompt": "x"}), 404, "not_found_error"),
+    ] {
+        let request = actor.request("POST", path).header("traceparent", parent).json(&body);
+        assert_eq!(request.send().await.unwrap().status(), status, "{path}");
+        let operation = if path.contains("chat") { "chat" } else { "text_completion" };
+        expected.push((operation.to_owned(), Some(i64::from(status)), Some(reason.to_owned())));
+    }
+    assert_eq!(user.get("/v1/nowhere").await.status, 404, "which is no request for generation");
+    app.stop().await;
+    tracer.shutdown(Duration::from_secs(5)).await;
+
+    let roots =
+        collector.spans().into_iter().filter(|span| span.name.starts_with(['c', 't']) && span.name != "tokenize");
+    let mut found: Vec<_> = roots
+        .map(|span| {
+            let status = attribute(&span, "http.response.status_code");
+            let reason = attribute(&span, "error.type");
+            assert!(status.is_none() || hex(&span.parent_span_id) == "b7ad6b7169203331", "linked to the caller's");
+            (span.name, status.map(number), reason.map(text))
+        })
+        .collect();
+    found.sort();
+    expected.sort();
+    assert_eq!(found, expected);
+    let messages = collector.0.lock().unwrap();
+    let key = user.key.unwrap();
+    for secret in ["xylophone", wrong, &key] {
+        let holds = |(_, body): &(HeaderMap, Bytes)| body.windows(secret.len()).any(|part| part == secret.as_bytes());
+        assert!(!messages.iter().any(holds), "`{secret}` is in a trace");
+    }
+}
+
+fn number(value: Value) -> i64 {
+    let Value::IntValue(number) = value else { panic!("{value:?} is no whole number") };
+    number
+}
+
+fn text(value: Value) -> String {
+    let Value::StringValue(text) = value else { panic!("{value:?} is no text") };
+    text
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_is_away_costs_traces_and_no_request() {
     // A port that was free a moment ago.
     let endpoint = format!("http://{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap());

@@ -92,6 +92,10 @@ fn add_rules(operation: &mut Value, route: &Route) {
         responses.entry(status).or_insert_with(|| json!({"description": description}));
     }
     for (status, response) in responses {
+        // OpenAPI 3.1 has no words for what the events of a stream hold, and a schema of the media type would be read as one.
+        if let Some(stream) = response.pointer_mut("/content/text~1event-stream") {
+            *stream = json!({});
+        }
         let is_failure = status.starts_with(['4', '5']);
         if is_failure && response.get("content").is_none() {
             response["content"] = json!({"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}});
@@ -101,13 +105,18 @@ fn add_rules(operation: &mut Value, route: &Route) {
 }
 
 fn failures(access: Access, takes_input: bool, takes_body: bool) -> Vec<(&'static str, &'static str)> {
-    let mut failures = vec![("500", "The server failed; the message names the request.")];
+    let mut failures = vec![
+        ("405", "This address has no such method; `Allow` names those it has."),
+        ("431", "Too many headers, or too long ones."),
+        ("500", "The server failed; the message names the request."),
+    ];
     if takes_input {
         failures.push(("400", "The request is wrong; `param` names the field."));
     }
     if takes_body {
         failures.push(("408", "The body did not arrive in time."));
         failures.push(("413", "The body is too large."));
+        failures.push(("415", "The body is compressed; it must be sent as it is."));
     }
     if access != Access::Open {
         failures.push(("401", "No credential, or one that does not hold."));

@@ -21,6 +21,9 @@ pub(crate) enum Kind {
     TimedOut,
     Conflict,
     TooLarge,
+    UnsupportedEncoding,
+    TooManyHeaders,
+    AddressTooLong,
     RateLimited,
     QuotaExceeded,
     Internal,
@@ -39,6 +42,9 @@ impl Kind {
             Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::AddressTooLong => StatusCode::URI_TOO_LONG,
             Self::RateLimited | Self::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Overloaded | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -47,7 +53,13 @@ impl Kind {
 
     fn type_name(self) -> &'static str {
         match self {
-            Self::Invalid | Self::TooLarge | Self::MethodNotAllowed | Self::TimedOut => "invalid_request_error",
+            Self::Invalid
+            | Self::TooLarge
+            | Self::UnsupportedEncoding
+            | Self::TooManyHeaders
+            | Self::AddressTooLong
+            | Self::MethodNotAllowed
+            | Self::TimedOut => "invalid_request_error",
             Self::Unauthenticated => "authentication_error",
             Self::Forbidden => "authorization_error",
             Self::NotFound => "not_found_error",
@@ -235,6 +247,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::from(self.to_json()));
         *response.status_mut() = self.status();
+        response.extensions_mut().insert(ErrorReason(self.reason().to_owned()));
         let headers = response.headers_mut();
         headers.extend(self.0.headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -248,6 +261,10 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+/// The reason of an error, for those who see only the answer.
+#[derive(Clone, Debug)]
+pub(crate) struct ErrorReason(pub(crate) String);
 
 /// Brings answers that axum or a layer made by itself into the one shape.
 pub(crate) fn in_one_shape(response: Response) -> Response {

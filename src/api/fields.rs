@@ -2,9 +2,10 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::error::ApiError;
+use crate::governance::strict_json;
 
 /// A JSON object of a request body, with its path for error messages.
 ///
@@ -27,8 +28,8 @@ impl Fields {
                 format!("the request body is not valid UTF-8: byte {} is out of place", error.valid_up_to()),
             )
         })?;
-        let value: Value = serde_json::from_str(text)
-            .map_err(|error| ApiError::invalid(None, format!("the request body is not valid JSON: {error}")))?;
+        let value = strict_json::parse(text)
+            .map_err(|problem| ApiError::invalid(None, format!("the request body {problem}")))?;
         Self::of_value(value, String::new())
     }
 
@@ -108,15 +109,15 @@ impl Fields {
         }
     }
 
-    /// Takes an integer of any size that fits 64 bits.
+    /// Takes an integer of any size that fits 64 bits; `1.0` is one, as JSON schemas have it.
     pub(crate) fn integer(&mut self, field: &str) -> Result<Option<i64>, ApiError> {
         match self.take(field) {
             None => Ok(None),
-            Some(Value::Number(number)) => match number.as_i64() {
+            Some(Value::Number(number)) => match number.as_i64().or_else(|| whole(&number)) {
                 Some(value) => Ok(Some(value)),
-                None => Err(self.complain(field, format!("must be a 64-bit integer, found {number}"))),
+                None => Err(self.complain(field, format!("must be a whole number of 64 bits, found {number}"))),
             },
-            Some(other) => Err(self.expected(field, "an integer", &other)),
+            Some(other) => Err(self.expected(field, "a whole number", &other)),
         }
     }
 
@@ -193,6 +194,13 @@ impl Fields {
     }
 }
 
+/// A number that is written as a fraction and is none, as far as such numbers are exact.
+fn whole(number: &Number) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let value = number.as_f64().filter(|value| value.fract() == 0.0 && value.abs() <= EXACT)?;
+    Some(value as i64)
+}
+
 /// What a value is, in words for a message.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
@@ -232,11 +240,18 @@ mod tests {
         for (json, message) in [
             (r#"{"n": -1}"#, "`n` must be between 1 and 128, found -1"),
             (r#"{"n": 4294967297}"#, "`n` must be between 1 and 128, found 4294967297"),
-            (r#"{"n": 1.5}"#, "`n` must be a 64-bit integer, found 1.5"),
-            (r#"{"n": 99999999999999999999}"#, "`n` must be a 64-bit integer, found 1e+20"),
-            (r#"{"n": "3"}"#, "`n` must be an integer, found a string"),
+            (r#"{"n": 1.5}"#, "`n` must be a whole number of 64 bits, found 1.5"),
+            (r#"{"n": 99999999999999999999}"#, "`n` must be a whole number of 64 bits, found 1e+20"),
+            (r#"{"n": "3"}"#, "`n` must be a whole number, found a string"),
         ] {
             assert_eq!(fields(json).integer_in::<u32>("n", 1..=128).unwrap_err().message(), message);
+        }
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_fraction() {
+        for (json, number) in [(r#"{"n": 3.0}"#, 3), (r#"{"n": 1e2}"#, 100), (r#"{"n": -2.0}"#, -2)] {
+            assert_eq!(fields(json).integer("n").unwrap(), Some(number));
         }
     }
 

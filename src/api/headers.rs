@@ -25,6 +25,8 @@ pub(crate) struct Gauge {
     pub(crate) window: Option<Duration>,
     /// How long until the limit is whole again; zero when it is.
     pub(crate) reset: Duration,
+    /// The same as a moment, since the Unix epoch: the one that `/v1/me` names, too.
+    pub(crate) reset_at: Duration,
 }
 
 impl Gauge {
@@ -40,17 +42,14 @@ impl Gauge {
 }
 
 /// The headers of a governed answer: `gauges` are all hard limits that apply, `refused` is the one that said no.
-///
-/// # Units
-/// `now`: time since the Unix epoch.
-pub(crate) fn limit_headers(gauges: &[Gauge], refused: Option<&Gauge>, now: Duration) -> HeaderMap {
+pub(crate) fn limit_headers(gauges: &[Gauge], refused: Option<&Gauge>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let tightest = |unit| gauges.iter().filter(move |gauge| gauge.unit == unit).min_by(|a, b| tighter(a, b));
     let (requests, tokens) = (tightest(Unit::Requests), tightest(Unit::Tokens));
     if let Some(shown) = refused.or(requests).or(tokens) {
         put(&mut headers, "x-ratelimit-limit", shown.figure(shown.amount));
         put(&mut headers, "x-ratelimit-remaining", shown.figure(shown.remaining));
-        put(&mut headers, "x-ratelimit-reset", whole_seconds_up(now + shown.reset));
+        put(&mut headers, "x-ratelimit-reset", whole_seconds_up(shown.reset_at));
     }
     if let Some(gauge) = requests {
         put(&mut headers, "x-ratelimit-limit-requests", gauge.amount);
@@ -150,7 +149,8 @@ mod tests {
 
     fn gauge(unit: Unit, amount: u64, remaining: u64, window_s: u64, reset_ms: u64) -> Gauge {
         let window = (window_s > 0).then(|| Duration::from_secs(window_s));
-        Gauge { unit, amount, remaining, window, reset: Duration::from_millis(reset_ms) }
+        let reset = Duration::from_millis(reset_ms);
+        Gauge { unit, amount, remaining, window, reset, reset_at: NOW + reset }
     }
 
     fn shown(headers: &HeaderMap) -> String {
@@ -168,7 +168,7 @@ mod tests {
             gauge(Unit::Tokens, 100_000, 99_000, 60, 12),
             gauge(Unit::Concurrent, 4, 3, 0, 0),
         ];
-        assert_snapshot!(shown(&limit_headers(&gauges, None, NOW)), @r#"
+        assert_snapshot!(shown(&limit_headers(&gauges, None)), @r#"
         x-ratelimit-limit: 1000
         x-ratelimit-remaining: 10
         x-ratelimit-reset: 1700003600
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn a_refusal_shows_the_limit_that_refused() {
         let gauges = [gauge(Unit::Requests, 5, 4, 120, 0), gauge(Unit::Tokens, 100, 0, 60, 41_724)];
-        let headers = limit_headers(&gauges, Some(&gauges[1]), NOW);
+        let headers = limit_headers(&gauges, Some(&gauges[1]));
         assert_eq!(headers["x-ratelimit-limit"], "100");
         assert_eq!(headers["x-ratelimit-remaining"], "0");
         assert_eq!(headers["x-ratelimit-reset"], "1700000042");
@@ -195,12 +195,12 @@ mod tests {
     #[test]
     fn money_is_shown_in_dollars_and_never_taken_for_tokens() {
         let money = gauge(Unit::Money, 20_000_000_000, 500_000_001, 30 * 86_400, 60_000);
-        let headers = limit_headers(std::slice::from_ref(&money), None, NOW);
+        let headers = limit_headers(std::slice::from_ref(&money), None);
         assert_snapshot!(shown(&headers), @r#"
         ratelimit-policy: "cost-2592000";q=20000000;w=2592000;qu="micro-usd"
         ratelimit: "cost-2592000";r=500000;t=60
         "#);
-        let headers = limit_headers(std::slice::from_ref(&money), Some(&money), NOW);
+        let headers = limit_headers(std::slice::from_ref(&money), Some(&money));
         assert_eq!(
             (&headers["x-ratelimit-limit"], &headers["x-ratelimit-remaining"]),
             (&"20".parse::<HeaderValue>().unwrap(), &"0.500000001".parse().unwrap())
@@ -209,13 +209,13 @@ mod tests {
 
     #[test]
     fn an_unlimited_caller_gets_no_limit_headers() {
-        assert!(limit_headers(&[], None, NOW).is_empty());
+        assert!(limit_headers(&[], None).is_empty());
     }
 
     #[test]
     fn policies_of_one_kind_and_window_get_different_names() {
         let gauges = [gauge(Unit::Tokens, 10, 10, 60, 0), gauge(Unit::Tokens, 20, 20, 60, 0)];
-        assert_eq!(limit_headers(&gauges, None, NOW)["ratelimit"], r#""tokens-60";r=10;t=0, "tokens-60-2";r=20;t=0"#);
+        assert_eq!(limit_headers(&gauges, None)["ratelimit"], r#""tokens-60";r=10;t=0, "tokens-60-2";r=20;t=0"#);
     }
 
     #[test]

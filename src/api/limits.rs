@@ -15,9 +15,9 @@ const LONGEST_USEFUL_WAIT: Duration = Duration::from_secs(3600);
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The headers of an admitted request: where limits stand, and which `thresholds` of quotas are reached.
-pub(crate) fn standing_headers(standing: &[LimitStanding], thresholds: &[u8], now: Duration) -> HeaderMap {
+pub(crate) fn standing_headers(standing: &[LimitStanding], thresholds: &[u8]) -> HeaderMap {
     let gauges: Vec<Gauge> = hard(standing).map(gauge).collect();
-    let mut headers = limit_headers(&gauges, None, now);
+    let mut headers = limit_headers(&gauges, None);
     if let Some(notice) = notices(standing, thresholds) {
         headers.insert("x-millgate-quota-notice", notice);
     }
@@ -63,6 +63,7 @@ fn gauge(standing: &LimitStanding) -> Gauge {
         remaining: standing.remaining,
         window: window_length(&standing.window),
         reset: standing.reset_after,
+        reset_at: Duration::from_micros(u64::try_from(standing.reset_at_us).unwrap_or(0)),
     }
 }
 
@@ -133,7 +134,7 @@ pub(crate) fn denied_detail(denied: &Denied) -> Value {
 }
 
 /// 429 with everything a client needs to decide when to come back.
-pub(crate) fn denied_error(denied: &Denied, now: Duration) -> ApiError {
+pub(crate) fn denied_error(denied: &Denied) -> ApiError {
     let window = window_words(&denied.window);
     let (kind, mut message) = match denied.resource {
         Resource::Requests => (
@@ -169,11 +170,9 @@ pub(crate) fn denied_error(denied: &Denied, now: Duration) -> ApiError {
     }
     let gauges: Vec<Gauge> = hard(&denied.standing).map(gauge).collect();
     let refused = hard(&denied.standing).find(|standing| standing.limit == denied.limit).map(gauge);
-    let error = ApiError::new(kind, message).with_detail(denied_detail(denied)).with_headers(limit_headers(
-        &gauges,
-        refused.as_ref(),
-        now,
-    ));
+    let error = ApiError::new(kind, message)
+        .with_detail(denied_detail(denied))
+        .with_headers(limit_headers(&gauges, refused.as_ref()));
     match denied.retry_after {
         None => error.with_should_retry(false),
         Some(wait) if wait > LONGEST_USEFUL_WAIT => error.with_retry_after(wait).with_should_retry(false),
@@ -182,9 +181,9 @@ pub(crate) fn denied_error(denied: &Denied, now: Duration) -> ApiError {
 }
 
 /// A refused admission.
-pub(crate) fn refusal_error(refusal: &Refusal, now: Duration) -> ApiError {
+pub(crate) fn refusal_error(refusal: &Refusal) -> ApiError {
     match refusal {
-        Refusal::Denied(denied) => denied_error(denied, now),
+        Refusal::Denied(denied) => denied_error(denied),
         Refusal::ModelForbidden => ApiError::model_forbidden(),
         Refusal::NoTier => ApiError::forbidden("No tier holds any of your groups."),
         Refusal::Unavailable { retry_after } => {

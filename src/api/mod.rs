@@ -33,6 +33,7 @@ mod source;
 mod sse;
 mod state;
 pub(crate) mod usage;
+mod worded;
 
 pub use config::Config;
 pub use lifecycle::Lifecycle;

@@ -101,7 +101,19 @@ use super::{
         openapi::openapi_json,
         docs_page::docs,
     ),
-    components(schemas(schema::ErrorBody, schema::KeySort, schema::SortOrder)),
+    components(schemas(
+        schema::ErrorBody,
+        // Of parameters, whose types are not found through bodies.
+        schema::Bucket,
+        schema::CompletionsGroup,
+        schema::CostsGroup,
+        schema::DayBucket,
+        schema::KeySort,
+        schema::Moment,
+        schema::ReportFormat,
+        schema::SortOrder,
+        schema::UserId,
+    )),
 )]
 struct Listed;
 

@@ -30,8 +30,8 @@ const EVERY: Duration = Duration::from_secs(60);
     tag = "Administration",
     summary = "Whether engines, ledger, limiter, and what clients were told agree",
     params(
-        ("start" = Option<String>, Query, description = "Rows admitted from here on: RFC 3339 or seconds since the Unix epoch; a day ago when absent"),
-        ("end" = Option<String>, Query, description = "Up to here, exclusive; now when absent"),
+        ("start" = Option<schema::Moment>, Query, description = "Rows admitted from here on: RFC 3339 or seconds since the Unix epoch; a day ago when absent"),
+        ("end" = Option<schema::Moment>, Query, description = "Up to here, exclusive; now when absent"),
     ),
     responses((status = 200, description = "What was found", body = schema::Reconciliation)),
 )]

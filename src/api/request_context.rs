@@ -1,6 +1,8 @@
 //! What every request carries: its ids, and the promise that a panic becomes an answer.
 use std::borrow::Cow;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::body::Body;
@@ -12,9 +14,9 @@ use futures::FutureExt;
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
-use super::error::{ApiError, in_one_shape};
+use super::error::{ApiError, ErrorReason, in_one_shape};
 use super::state::Api;
-use crate::telemetry::redact;
+use crate::telemetry::{RefusedRequest, redact};
 
 const CLIENT_ID: HeaderName = HeaderName::from_static("x-request-id");
 const OWN_ID: HeaderName = HeaderName::from_static("x-millgate-request-id");
@@ -34,6 +36,15 @@ pub(crate) struct RequestContext {
     pub(crate) traceparent: Option<String>,
     /// When the request arrived.
     pub(crate) received: Instant,
+    /// Whether its generation leaves a trace of its own.
+    is_traced: Arc<AtomicBool>,
+}
+
+impl RequestContext {
+    /// Takes note that the generation leaves a trace.
+    pub(crate) fn note_traced(&self) {
+        self.is_traced.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Gives the request its ids, catches panics, and logs one line when the answer's head is ready.
@@ -44,6 +55,7 @@ pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, n
         client_id: client_id(request.headers()),
         traceparent: request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(str::to_owned),
         received: started,
+        is_traced: Arc::default(),
     };
     let method = request.method().clone();
     let route = request
@@ -66,6 +78,7 @@ pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, n
     response.headers_mut().insert(OWN_ID, id);
     let (status, elapsed) = (response.status().as_u16(), started.elapsed());
     api.metrics.answered(&route, status);
+    trace_refusal(&api, &context, &route, &response);
     let duration_ms = elapsed.as_millis() as u64;
     if PROBES.contains(&route.as_str()) {
         debug!(request.id = %context.id, status, duration_ms, "{method} {route} answered {status}");
@@ -73,6 +86,36 @@ pub(crate) async fn with_context(State(api): State<Api>, mut request: Request, n
         info!(request.id = %context.id, status, duration_ms, "{method} {route} answered {status}");
     }
     response
+}
+
+/// What a trace calls the work of a route, if it is traced.
+fn operation(route: &str) -> Option<&'static str> {
+    match route {
+        "/v1/chat/completions" | "/llm/{model}/v1/chat/completions" => Some("chat"),
+        "/v1/completions" | "/llm/{model}/v1/completions" => Some("text_completion"),
+        _ => None,
+    }
+}
+
+/// A request for generation that was answered with an error and left no trace of its own leaves a span.
+fn trace_refusal(api: &Api, context: &RequestContext, route: &str, response: &Response<Body>) {
+    let status = response.status();
+    let Some(operation) = operation(route).filter(|_| status.is_client_error() || status.is_server_error()) else {
+        return;
+    };
+    if context.is_traced.load(Ordering::Relaxed) {
+        return;
+    }
+    let reason = response.extensions().get::<ErrorReason>().map_or("", |reason| reason.0.as_str());
+    api.tracer.refused(&RefusedRequest {
+        operation,
+        route,
+        id: context.id.to_string(),
+        traceparent: context.traceparent.clone(),
+        received: context.received,
+        status: status.as_u16(),
+        reason,
+    });
 }
 
 /// The client's id if it is short and plain enough to be echoed and logged, and no credential: it is stored in the ledger.

@@ -21,6 +21,7 @@ use tracing::{debug, warn};
 use super::config::Config;
 use super::patient::Patient;
 use super::source::Peer;
+use super::worded::Worded;
 
 /// Hyper's read buffer a connection, which bounds the size of all headers together.
 const MAX_HEADER_BYTES: usize = 64 << 10;
@@ -47,6 +48,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: &Config, stop:
         };
         if let Some((stream, peer, slot)) = accepted {
             let stream = Patient::new(stream, config.stall_timeout);
+            let stream = Worded::new(stream, config.max_headers, MAX_HEADER_BYTES);
             let (http, router, stop) = (http.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
                 converse(http, stream, peer, router, stop).await;
@@ -79,7 +81,13 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<Accept
     }
 }
 
-async fn converse(http: http1::Builder, stream: Patient, peer: SocketAddr, router: Router, stop: CancellationToken) {
+async fn converse(
+    http: http1::Builder,
+    stream: Worded<Patient>,
+    peer: SocketAddr,
+    router: Router,
+    stop: CancellationToken,
+) {
     let service = service_fn(move |request| answer(router.clone(), peer, request));
     let connection = http.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);

@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::input::{parse_moment, read_fields};
+use super::input::read_fields;
 use super::json::{json_response, moment};
 use super::limits::figure;
 use super::schema;
 use super::state::Api;
+use crate::governance::calendar::parse_moment;
 use crate::governance::replay::{Amounts, Case, Report, UNKNOWN, UserLine, Verdicts};
 use crate::governance::tier_files::Declaration;
 use crate::governance::{Principal, Resource};

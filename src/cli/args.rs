@@ -310,6 +310,8 @@ pub enum UserCommand {
     SetGroups(UserSetGroupsArgs),
     /// Lock a user out; the keys stop working on the next request
     Deactivate(UserNameArgs),
+    /// Let a user in again; the keys that have not ended work as before
+    Activate(UserNameArgs),
 }
 
 /// Options of `user create`.
@@ -341,7 +343,7 @@ pub struct UserSetGroupsArgs {
     pub remote: Remote,
 }
 
-/// Options of `user deactivate`.
+/// Options of `user deactivate` and `user activate`.
 #[derive(Debug, Args)]
 pub struct UserNameArgs {
     /// The name

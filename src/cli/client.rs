@@ -165,7 +165,10 @@ impl Client {
                 "the key is wrong, expired or revoked; `millgate key create --admin` on the stopped server makes a new one".into()
             }
             (StatusCode::FORBIDDEN, _) => "administration needs a key of a member of millgate-admins; models need a tier they are published to".into(),
-            (StatusCode::NOT_FOUND, _) => "`millgate model list` shows what this key may use".into(),
+            (StatusCode::NOT_FOUND, _) => match listing(&message) {
+                Some(hint) => hint.into(),
+                None => return anyhow::anyhow!(message),
+            },
             (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => match wait {
                 Some(seconds) => format!("try again in {seconds} s"),
                 None => "waiting does not help; an administrator can raise the limit".into(),
@@ -174,6 +177,18 @@ impl Client {
         };
         Hinted::error(message, hint)
     }
+}
+
+/// Where to look for what the server's `message` says is not there.
+fn listing(message: &str) -> Option<&'static str> {
+    const LISTS: [(&str, &str); 5] = [
+        ("API key ", "`millgate key list` shows your keys; with --all an administrator sees everybody's"),
+        ("Model ", "`millgate model list` shows what this key may use"),
+        ("Signing key ", "`millgate token keys` shows the keys that sign tokens"),
+        ("Tier ", "`millgate tier list` shows the tiers there are"),
+        ("User ", "`millgate user list` shows the users there are"),
+    ];
+    LISTS.iter().find(|(thing, _)| message.starts_with(thing)).map(|(_, hint)| *hint)
 }
 
 fn error_message(error: &Value) -> Option<&str> {
@@ -189,6 +204,20 @@ pub(super) fn segment(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asked_for_something_unknown_is_shown_the_list_of_such_things() {
+        for (message, command) in [
+            ("Tier not found (404)", "`millgate tier list`"),
+            ("User not found (404)", "`millgate user list`"),
+            ("API key not found (404)", "`millgate key list`"),
+            ("Signing key not found (404)", "`millgate token keys`"),
+            ("Model not found (404)", "`millgate model list`"),
+        ] {
+            assert!(listing(message).is_some_and(|hint| hint.starts_with(command)), "{message}");
+        }
+        assert_eq!(listing("Route not found (404)"), None);
+    }
 
     #[test]
     fn a_path_segment_cannot_break_out() {

@@ -116,20 +116,23 @@ fn query(filter: &KeyFilterArgs) -> String {
 
 fn table(keys: &[Value], with_user: bool, empty: &str) -> Result<()> {
     let text = |value: &Value| value.as_str().map_or_else(|| "-".to_owned(), str::to_owned);
+    let with_parent = keys.iter().any(|key| key["parent"].is_string());
     let row = |key: &Value| {
         let mut row: Vec<String> = ["id", "name", "status"].iter().map(|field| text(&key[*field])).collect();
         if with_user {
             row.push(text(&key["user"]));
         }
+        if with_parent {
+            row.push(text(&key["parent"]));
+        }
         row.extend(["created_at", "expires_at", "last_used_at"].map(|field| output::moment(&key[field])));
         row
     };
-    let header: &[&str] = if with_user {
-        &["id", "name", "status", "user", "created", "expires", "last used"]
-    } else {
-        &["id", "name", "status", "created", "expires", "last used"]
-    };
-    output::table(header, keys.iter().map(row).collect(), empty)
+    let mut header = vec!["id", "name", "status"];
+    header.extend(with_user.then_some("user"));
+    header.extend(with_parent.then_some("made by key"));
+    header.extend(["created", "expires", "last used"]);
+    output::table(&header, keys.iter().map(row).collect(), empty)
 }
 
 async fn show(args: &KeyIdArgs, environment: &Environment) -> Result<()> {

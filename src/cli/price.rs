@@ -38,7 +38,9 @@ async fn set(args: &PriceSetArgs, environment: &Environment) -> Result<()> {
     for (class, dollars) in [("prompt", &args.prompt), ("cached", &args.cached), ("completion", &args.completion)] {
         if let Some(dollars) = dollars {
             let pico = parse_usd_per_million(dollars);
-            let pico = pico.with_context(|| format!("`--{class} {dollars}` is not an amount of dollars like 0.15"))?;
+            let pico = pico.with_context(|| {
+                format!("`--{class} {dollars}` must be dollars a million tokens with at most six decimals, like 0.15")
+            })?;
             price.insert(class.to_owned(), json!(pico.to_string()));
         }
     }

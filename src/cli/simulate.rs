@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::api::simulation;
 use crate::config::{Environment, Overrides};
+use crate::governance::calendar::parse_moment;
 use crate::governance::replay::{Question, Stage, simulate, tiers_after};
 use crate::store::{LedgerReader, MemoryCounters};
 
@@ -67,9 +68,7 @@ async fn from_disk(args: &SimulateArgs, environment: &Environment, (from, to): (
 
 /// A moment in an option, in microseconds.
 pub(super) fn moment(text: &str, option: &str) -> Result<i64> {
-    let seconds = || text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    let moment = text.parse::<Timestamp>().ok().or_else(seconds);
-    Ok(moment.with_context(|| format!("{option} `{text}` is no moment: write 2026-11-01T00:00:00Z"))?.as_microsecond())
+    parse_moment(text).with_context(|| format!("{option} `{text}` is no moment: write 2026-11-01T00:00:00Z"))
 }
 
 fn print(report: &Value) -> Result<()> {

@@ -25,9 +25,10 @@ pub(super) async fn run(command: &UserCommand, environment: &Environment) -> Res
             let path = format!("/admin/v1/users/{}", segment(&args.name));
             (&args.remote, args.json, Method::PATCH, path, json!({"groups": args.groups}))
         }
-        UserCommand::Deactivate(args) => {
+        UserCommand::Deactivate(args) | UserCommand::Activate(args) => {
             let path = format!("/admin/v1/users/{}", segment(&args.name));
-            (&args.remote, args.json, Method::PATCH, path, json!({"active": false}))
+            let is_active = matches!(command, UserCommand::Activate(_));
+            (&args.remote, args.json, Method::PATCH, path, json!({"active": is_active}))
         }
     };
     let user = Client::new(remote, environment)?.json(method, &path, Some(&body)).await?;

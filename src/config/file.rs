@@ -21,14 +21,14 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    /// The file is not TOML, has an unknown key, or a value of the wrong kind. The source shows line and key.
+    /// The file is not TOML, has an unknown key, or a value of the wrong kind.
     #[error("configuration file `{}` is not valid", path.display())]
     Parse {
         /// The file.
         path: PathBuf,
         /// Line, column and what was expected.
         #[source]
-        source: Box<toml::de::Error>,
+        source: Misread,
     },
     /// A value that is well-formed and still cannot work.
     #[error("`{key}`{} is not usable: {problem}", at_line(*line))]
@@ -40,6 +40,26 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         problem: String,
     },
+}
+
+/// What the parser says, in words of people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misread(String);
+
+impl From<toml::de::Error> for Misread {
+    fn from(error: toml::de::Error) -> Self {
+        let mut text = error.to_string();
+        for (theirs, ours) in [
+            ("expected usize", "expected a whole number"),
+            ("expected u64", "expected a whole number"),
+            ("expected u32", "expected a whole number"),
+            ("expected f64", "expected a number"),
+        ] {
+            text = text.replace(theirs, ours);
+        }
+        Self(text)
+    }
 }
 
 fn at_line(line: Option<usize>) -> String {
@@ -61,7 +81,7 @@ pub fn read_file(path: &Path) -> Result<(RawConfig, String), ConfigError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_path_buf(), source })?;
     let raw = toml::from_str(&text)
-        .map_err(|source| ConfigError::Parse { path: path.to_path_buf(), source: Box::new(source) })?;
+        .map_err(|error: toml::de::Error| ConfigError::Parse { path: path.to_path_buf(), source: error.into() })?;
     Ok((raw, text))
 }
 
@@ -98,6 +118,19 @@ mod tests {
     fn an_unknown_key_is_named_with_its_line_and_the_keys_there_are() {
         let error = parse_error("[server]\nlisten = \"127.0.0.1:1\"\nlissten = 3\n");
         assert!(error.contains("line 3") && error.contains("lissten") && error.contains("`listen`"), "{error}");
+    }
+
+    #[test]
+    fn a_number_that_is_none_is_told_without_words_of_the_language() {
+        for (text, wanted) in [
+            ("[server]\nmax_connections = \"many\"\n", "expected a whole number"),
+            ("[server]\nmax_connections = -1\n", "expected a whole number"),
+            ("[keys]\nmax_per_user = 1.5\n", "expected a whole number"),
+            ("[traces]\nsample_ratio = \"half\"\n", "expected a number"),
+        ] {
+            let error = parse_error(text);
+            assert!(error.contains("line 2") && error.contains(wanted), "{error}");
+        }
     }
 
     #[test]

@@ -239,25 +239,36 @@ pub fn reference_page() -> String {
     page
 }
 
-/// The text of millgate.example.toml: every key, commented out unless it is needed to be valid.
+/// The text of millgate.example.toml: every key, commented out.
 #[must_use]
 pub fn example_file() -> String {
     let mut file = String::from(
-        "# Every key of millgate.toml with an example value. Copy what you need; all keys are optional.\n\
+        "# Every key of millgate.toml with an example value, all commented out: as it is, this file changes nothing.\n\
+         # Take the `#` away from what you want to set, also from a table's name in double brackets.\n\
          # Made by `millgate config example`; docs/config.md has the same as a table.\n",
     );
     for (table, about) in TABLES {
-        let brackets = if is_list(table) { format!("[[{table}]]") } else { format!("[{table}]") };
+        let brackets = if is_list(table) { format!("#[[{table}]]") } else { format!("[{table}]") };
         let _ = write!(file, "\n# {about}\n{brackets}\n");
         for key in KEYS.iter().filter(|key| key.table == *table) {
             let _ = write!(
                 file,
-                "# {}\n# {}; default: {}.\n{} = {}\n",
+                "# {}\n# {}; default: {}.\n#{} = {}\n",
                 key.about, key.kind, key.default, key.name, key.example
             );
         }
     }
     file
+}
+
+/// The example with every `#` taken away that keeps a key from having an effect.
+#[cfg(test)]
+pub(super) fn example_in_effect() -> String {
+    let uncommented = |line: &str| match line.strip_prefix('#') {
+        Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
+        _ => format!("{line}\n"),
+    };
+    example_file().lines().map(uncommented).collect()
 }
 
 #[cfg(test)]
@@ -301,8 +312,11 @@ mod tests {
     }
 
     #[test]
-    fn the_example_file_is_valid_and_sets_every_key() {
-        let raw: RawConfig = toml::from_str(&example_file()).unwrap();
+    fn the_example_file_is_valid_sets_nothing_as_it_is_and_every_key_without_its_marks() {
+        let untouched: RawConfig = toml::from_str(&example_file()).unwrap();
+        let empty: RawConfig = toml::from_str("").unwrap();
+        assert_eq!(format!("{untouched:?}"), format!("{empty:?}"));
+        let raw: RawConfig = toml::from_str(&example_in_effect()).unwrap();
         let written = toml::to_string(&raw).unwrap();
         for key in KEYS {
             assert!(

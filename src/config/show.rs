@@ -137,12 +137,13 @@ fn effective_model(model: &ModelSettings) -> RawModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Environment, Overrides, example_file, resolve};
+    use crate::config::reference::example_in_effect;
+    use crate::config::{Environment, Overrides, resolve};
 
     #[test]
     fn what_is_shown_resolves_to_the_same_again_and_hides_secrets() {
         let environment = Environment { admin_key: Some("hush-hush".into()), ..Environment::default() };
-        let text = example_file();
+        let text = example_in_effect();
         let settings = resolve(toml::from_str(&text).unwrap(), &text, &environment, &Overrides::default()).unwrap();
         let shown = show(&settings);
         assert!(!shown.contains("hush") && shown.contains("# MILLGATE_ADMIN_KEY: ***"));

@@ -137,12 +137,23 @@ pub struct EngineStatus {
     pub totals: EngineTotals,
 }
 
+/// A bound of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueueBound {
+    /// How many requests may wait.
+    Requests,
+    /// How many prompt tokens may wait.
+    Tokens,
+}
+
 /// Why a request was not taken. Nothing of it was computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
     /// Too many requests wait already.
     #[error("the queue is full, a place is expected in {} s", retry_after.as_secs())]
     QueueFull {
+        /// What there is too much of.
+        bound: QueueBound,
         /// When to try again, from the present pace of work.
         retry_after: Duration,
     },

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::config::Config;
 use super::figures::Figures;
-use super::handle::{EngineTotals, SubmitError};
+use super::handle::{EngineTotals, QueueBound, SubmitError};
 use super::mailbox::Mailbox;
 use super::request::{Failure, Request};
 
@@ -82,10 +82,12 @@ impl Inbox {
             return Err(SubmitError::Draining);
         }
         let tokens = request.prompt.len();
-        let is_full = state.waiting_requests >= self.max_queue_requests
-            || state.waiting_requests > 0 && state.waiting_tokens + tokens > self.max_queue_tokens;
-        if is_full {
-            return Err(SubmitError::QueueFull { retry_after: state.retry_after });
+        let full = |bound| Err(SubmitError::QueueFull { bound, retry_after: state.retry_after });
+        if state.waiting_requests >= self.max_queue_requests {
+            return full(QueueBound::Requests);
+        }
+        if state.waiting_requests > 0 && state.waiting_tokens + tokens > self.max_queue_tokens {
+            return full(QueueBound::Tokens);
         }
         state.waiting_requests += 1;
         state.waiting_tokens += tokens;

@@ -29,7 +29,9 @@ mod transcript;
 mod worker;
 
 pub use config::Config;
-pub use handle::{BlockCounts, EngineHandle, EngineSpec, EngineStatus, EngineTotals, EventStream, SubmitError};
+pub use handle::{
+    BlockCounts, EngineHandle, EngineSpec, EngineStatus, EngineTotals, EventStream, QueueBound, SubmitError,
+};
 pub use request::{
     CacheSalt, Event, Failure, FinishReason, FlowId, Request, RequestId, SamplingParams, TokenLogprob, TokenUsage,
 };

@@ -486,7 +486,9 @@ fn a_full_queue_refuses_and_a_place_is_free_once_a_request_is_admitted() {
     rig.submit(request("one"));
     rig.submit(request("two"));
     let refused = rig.inbox.submit(request("three"));
-    assert!(matches!(refused, Err(crate::engine::SubmitError::QueueFull { retry_after }) if !retry_after.is_zero()));
+    assert!(
+        matches!(refused, Err(crate::engine::SubmitError::QueueFull { retry_after, .. }) if !retry_after.is_zero())
+    );
     rig.run();
     assert!(huge.mailbox.is_closed());
     assert_eq!(rig.inbox.figures().glance().totals.queued_requests, 0);

@@ -62,6 +62,24 @@ fn try_bounds(period: Period, zone: &Zone, now_us: i64) -> Result<Bounds, jiff::
     Ok(Bounds { start_us: instant(first)?, end_us: instant(second)?, next_end_us: instant(third)? })
 }
 
+/// A moment as people and programs write it: RFC 3339, or seconds since the Unix epoch; in microseconds.
+pub fn parse_moment(text: &str) -> Option<i64> {
+    let seconds = || text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let moment: Timestamp = text.parse().ok().filter(|_| has_real_offset(text)).or_else(seconds)?;
+    // RFC 3339 knows no year before the first.
+    (moment.as_second() >= FIRST_SECOND).then(|| moment.as_microsecond())
+}
+
+/// The first of January of the year 1, in seconds since the Unix epoch.
+const FIRST_SECOND: i64 = -62_135_596_800;
+
+/// Whether the hours of an offset are some that a clock has; the parser takes up to 25 of them.
+fn has_real_offset(text: &str) -> bool {
+    let time = text.find(['T', 't', ' ']).map_or("", |at| &text[at..]);
+    let hours = time.rfind(['+', '-']).and_then(|at| time.get(at + 1..at + 3)).and_then(|hours| hours.parse().ok());
+    hours.is_none_or(|hours: u8| hours < 24)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +91,19 @@ mod tests {
 
     fn of(period: Period, zone: &str, now: &str) -> Bounds {
         bounds(period, &zone.parse().expect(zone), us(now))
+    }
+
+    #[test]
+    fn a_moment_is_rfc_3339_or_seconds_and_its_offset_is_one_that_there_is() {
+        let noon = Some(us("2026-07-14T12:00:00Z"));
+        for text in ["2026-07-14T12:00:00Z", "2026-07-14T14:00:00+02:00", "2026-07-13T12:01:00-23:59", "1784030400"] {
+            assert_eq!(parse_moment(text), noon, "{text}");
+        }
+        assert_eq!(parse_moment("-62135596800"), Some(us("0001-01-01T00:00:00Z")));
+        for text in ["-62135596801", "2026-07-14T12:00:00+25:00", "2026-07-14T12:00:00-24:00", "2026-07-14", "soon", ""]
+        {
+            assert_eq!(parse_moment(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -268,6 +268,7 @@ impl Identities {
             key: lineage.first().map(|key| key.id.clone()),
             means: Means::Key,
             epoch: user.token_epoch,
+            signed_with: None,
             address: None,
             cache_salt: self.salt(user.id),
             attribution: Arc::new(Attribution::new(

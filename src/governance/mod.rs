@@ -33,6 +33,7 @@ mod refusals;
 pub mod replay;
 mod reservation;
 mod settler;
+pub mod strict_json;
 pub mod tier_files;
 pub mod tiers;
 mod tokens;

@@ -50,6 +50,8 @@ pub struct Principal {
     pub means: Means,
     /// The user's token epoch when they were let in.
     pub(super) epoch: u64,
+    /// Of a token of ours: the key that signed it.
+    pub(super) signed_with: Option<Arc<str>>,
     /// Tier, limits and models.
     pub policy: Arc<Policy>,
     /// Whether they administer this server.

@@ -215,7 +215,7 @@ pub trait Records: Send + Sync + 'static {
     /// Tiers and models of one version.
     async fn policy(&self) -> Result<PolicyTables, StoreError>;
 
-    /// A key with its user, revoked or not.
+    /// A key with its user, revoked or not; of a user who was deleted the name is left, inactive.
     async fn key(&self, id: &KeyId) -> Result<Option<(KeyRecord, UserRecord)>, StoreError>;
 
     /// Keys in the order the filter asks for.

@@ -98,6 +98,23 @@ pub struct UserRecord {
     pub groups_at_us: Option<i64>,
 }
 
+impl UserRecord {
+    /// Somebody who was deleted, as lists of their keys show them: no name of a user has a space.
+    pub fn former(id: UserId, name: &str) -> Self {
+        Self {
+            id,
+            issuer: String::new(),
+            subject: String::new(),
+            name: format!("{name} (deleted)"),
+            active: false,
+            created_at_us: 0,
+            groups: Vec::new(),
+            token_epoch: 0,
+            groups_at_us: None,
+        }
+    }
+}
+
 /// The secret half of a signing key; it shows itself nowhere.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningSeed([u8; 32]);

@@ -18,7 +18,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 /// Why a running request must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Withdrawn {
-    /// The credential was revoked, or its user deactivated or deleted.
+    /// The credential was revoked, what signed it was withdrawn, or its user was deactivated or deleted.
     Credential,
     /// The caller may not use the model any more.
     Model,
@@ -91,8 +91,14 @@ impl Vigil {
     }
 
     async fn look(&self) -> Result<Result<(), Withdrawn>, StoreError> {
-        let (identities, records) = (&self.core.identities, self.core.records.as_ref());
-        let Some(who) = identities.again(records, &self.who, self.core.clock.now_us()).await? else {
+        let (identities, records, now_us) =
+            (&self.core.identities, self.core.records.as_ref(), self.core.clock.now_us());
+        if let Some(signed_with) = &self.who.signed_with
+            && !self.core.tokens.keyring(records, identities).await?.knows(signed_with, now_us)
+        {
+            return Ok(Err(Withdrawn::Credential));
+        }
+        let Some(who) = identities.again(records, &self.who, now_us).await? else {
             return Ok(Err(Withdrawn::Credential));
         };
         if who.policy.allows(&self.model) {

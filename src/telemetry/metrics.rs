@@ -187,6 +187,7 @@ pub struct Metrics {
     success: Family<Counter>,
     http: Family<Counter>,
     refusals: Family<Counter>,
+    queue_full: Family<Counter>,
     charged: Family<Counter>,
     failed_credentials: Counter,
     tokenizations: Counter,
@@ -214,6 +215,7 @@ impl Metrics {
             success: Family::new(MAX_WORDS, Counter::default),
             http: Family::new(MAX_WORDS, Counter::default),
             refusals: Family::new(MAX_WORDS, Counter::default),
+            queue_full: Family::new(MAX_WORDS, Counter::default),
             charged: Family::new(MAX_WORDS, Counter::default),
             failed_credentials: Counter::default(),
             tokenizations: Counter::default(),
@@ -266,6 +268,11 @@ impl Metrics {
     /// A limit refused a request.
     pub fn refused(&self, reason: &str) {
         self.refusals.get(&[reason]).inc();
+    }
+
+    /// The queue of a model took no more; `bound` in vLLM's words.
+    pub fn queue_full(&self, model: &str, bound: &str) {
+        self.queue_full.get(&[model, bound]).inc();
     }
 
     /// A limit refused a request of this tenant.
@@ -382,6 +389,11 @@ impl Metrics {
         page.family(Kind::Counter, "vllm:request_success", "Choices ended, by reason");
         for (labels, count) in self.success.read().iter() {
             let labels = [("engine", "0"), ("model_name", &*labels[0]), ("finished_reason", &labels[1])];
+            page.sample(&labels, count.get());
+        }
+        page.family(Kind::Counter, "vllm:admission_rejections", "Requests that found the queue full, by its bound");
+        for (labels, count) in self.queue_full.read().iter() {
+            let labels = [("engine", "0"), ("model_name", &*labels[0]), ("reason", &labels[1])];
             page.sample(&labels, count.get());
         }
     }

@@ -12,4 +12,4 @@ pub use logs::{Config, LogFormat, LogsError, NextFilter, check_log_filter, init_
 pub use metrics::{EngineReading, Metrics, Sizes, Stages, Tenant, TokenClass};
 pub use page::PageFormat;
 pub use redact::{MASK, guard, redact};
-pub use traces::{Outcome, RequestTrace, TracedRequest, Tracer, TracesConfig, TracesError};
+pub use traces::{Outcome, RefusedRequest, RequestTrace, TracedRequest, Tracer, TracesConfig, TracesError};

@@ -2,14 +2,14 @@
 //! conventions. They are made when the request is over, so a request pays nothing for them while it runs, and they never
 //! hold what was said, by whom, or with which key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use opentelemetry::propagation::TextMapPropagator as _;
-use opentelemetry::trace::{SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
-use opentelemetry::{Array, KeyValue, StringValue, Value};
+use opentelemetry::trace::{Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
@@ -81,6 +81,24 @@ struct Running {
     anchor: (Instant, SystemTime),
 }
 
+impl Running {
+    /// A moment on the calendar's clock.
+    fn at(&self, moment: Instant) -> SystemTime {
+        let (anchor, wall) = self.anchor;
+        match moment.checked_duration_since(anchor) {
+            Some(after) => wall + after,
+            None => wall - anchor.duration_since(moment),
+        }
+    }
+}
+
+/// The caller's span: a link, nothing else.
+fn parent(traceparent: Option<&str>) -> Context {
+    let carrier: HashMap<String, String> =
+        traceparent.map(|value| ("traceparent".to_owned(), value.to_owned())).into_iter().collect();
+    TraceContextPropagator::new().extract(&carrier)
+}
+
 impl Tracer {
     /// No traces.
     pub fn off() -> Self {
@@ -127,6 +145,28 @@ impl Tracer {
         Some(RequestTrace { running, request, stages: Vec::new(), outcome: Outcome::default() })
     }
 
+    /// A span of a request that was refused before it ran; never waits.
+    pub fn refused(&self, request: &RefusedRequest<'_>) {
+        let Some(running) = &self.0 else { return };
+        let (tracer, parent) = (running.provider.tracer("millgate"), parent(request.traceparent.as_deref()));
+        let attributes = vec![
+            KeyValue::new("gen_ai.operation.name", request.operation),
+            KeyValue::new("gen_ai.provider.name", "millgate"),
+            KeyValue::new("http.route", request.route.to_owned()),
+            KeyValue::new("http.response.status_code", i64::from(request.status)),
+            KeyValue::new("error.type", request.reason.to_owned()),
+            KeyValue::new("millgate.request.id", request.id.clone()),
+        ];
+        let mut span = tracer
+            .span_builder(request.operation)
+            .with_kind(SpanKind::Server)
+            .with_start_time(running.at(request.received))
+            .with_attributes(attributes)
+            .start_with_context(&tracer, &parent);
+        span.set_status(Status::error(request.reason.to_owned()));
+        span.end_with_timestamp(running.at(Instant::now()));
+    }
+
     /// Sends what waits, for at most so long. A collector that is away does not hold up the stop for longer.
     pub async fn shutdown(&self, patience: Duration) {
         let Some(Running { provider, .. }) = self.0.clone() else { return };
@@ -135,6 +175,25 @@ impl Tracer {
             tracing::warn!(%error, "the last traces could not be sent");
         }
     }
+}
+
+/// A request that was refused before it ran.
+#[derive(Clone, Debug)]
+pub struct RefusedRequest<'a> {
+    /// `chat` or `text_completion`.
+    pub operation: &'static str,
+    /// The route's pattern.
+    pub route: &'a str,
+    /// Our id of the request.
+    pub id: String,
+    /// The client's `traceparent` header.
+    pub traceparent: Option<String>,
+    /// When it arrived.
+    pub received: Instant,
+    /// The HTTP status.
+    pub status: u16,
+    /// The reason for machines.
+    pub reason: &'a str,
 }
 
 /// What a request asked for.
@@ -196,13 +255,8 @@ impl RequestTrace {
     /// Hands the trace to the exporter; never waits.
     pub fn finish(self, now: Instant) {
         let tracer = self.running.provider.tracer("millgate");
-        let (anchor, wall) = self.running.anchor;
-        let at = |moment: Instant| match moment.checked_duration_since(anchor) {
-            Some(after) => wall + after,
-            None => wall - anchor.duration_since(moment),
-        };
-        let carrier = self.request.traceparent.iter().map(|value| ("traceparent".to_owned(), value.clone()));
-        let parent = TraceContextPropagator::new().extract(&carrier.collect::<std::collections::HashMap<_, _>>());
+        let at = |moment| self.running.at(moment);
+        let parent = parent(self.request.traceparent.as_deref());
         let span = tracer
             .span_builder(format!("{} {}", self.request.operation, self.request.model))
             .with_kind(SpanKind::Server)
@@ -213,7 +267,7 @@ impl RequestTrace {
         for (name, from, to) in self.stages {
             let builder = tracer.span_builder(name).with_kind(SpanKind::Internal).with_start_time(at(from));
             let mut child = builder.start_with_context(&tracer, &context);
-            opentelemetry::trace::Span::end_with_timestamp(&mut child, at(to));
+            child.end_with_timestamp(at(to));
         }
         if let Some(error) = self.outcome.error {
             context.span().set_status(Status::error(error));

@@ -265,7 +265,8 @@ async fn groups_are_made_once_listed_in_pages_and_checked() {
     }
     let first = admin.get("/admin/v1/groups?limit=2").await.json();
     assert_eq!(names(&first["data"]), ["a-team", "enterprise-users"]);
-    let second = admin.get("/admin/v1/groups?limit=2&cursor=enterprise-users").await.json();
+    let next = first["next_cursor"].as_str().unwrap();
+    let second = admin.get(&format!("/admin/v1/groups?limit=2&cursor={next}")).await.json();
     assert!(!names(&second["data"]).contains(&"enterprise-users"));
     app.stop().await;
 }

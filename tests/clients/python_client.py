@@ -7,8 +7,11 @@ Prints one line a check; the exit status is 0 only when every check held.
 
 import os
 import time
+import urllib.request
 
 import openai
+import prometheus_client.openmetrics.parser
+import prometheus_client.parser
 
 URL = os.environ["MILLGATE_URL"]
 MODEL = os.environ["MILLGATE_MODEL"]
@@ -129,6 +132,39 @@ def typed_admin_usage_adds_up_to_what_was_seen():
     assert forbidden.body["type"] == "authorization_error"
 
 
+def figures_are_read_by_the_prometheus_client():
+    def families(accept, parse):
+        request = urllib.request.Request(URL.removesuffix("/v1") + "/metrics", headers={"accept": accept})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request, timeout=30) as reply:
+            return {family.name: family for family in parse(reply.read().decode())}
+
+    def value(family, name, **labels):
+        return sum(
+            sample.value
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=3)
+    plain = families("text/plain", prometheus_client.parser.text_string_to_metric_families)
+    strict = families(
+        "application/openmetrics-text; version=1.0.0",
+        prometheus_client.openmetrics.parser.text_string_to_metric_families,
+    )
+    for found in (plain, strict):
+        for name in ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"):
+            assert found[name].type == "gauge" and len(found[name].samples) == 1, found[name]
+        assert found["vllm:admission_rejections"].type == "counter"
+        assert value(found["vllm:generation_tokens"], "vllm:generation_tokens_total", model_name=MODEL) > 0
+        first = found["vllm:time_to_first_token_seconds"]
+        count = value(first, "vllm:time_to_first_token_seconds_count", model_name=MODEL)
+        assert first.type == "histogram" and count > 0
+        assert value(first, "vllm:time_to_first_token_seconds_bucket", model_name=MODEL, le="+Inf") == count
+        assert value(found["millgate_http_responses"], "millgate_http_responses_total", status="200") > 0
+    assert set(plain) >= set(strict) - {"millgate_build"}, set(strict) - set(plain)
+
+
 def leaving_a_stream_closes_it():
     stream = client("MILLGATE_KEY").chat.completions.create(model=MODEL, messages=HELLO, max_tokens=200, stream=True)
     next(iter(stream))
@@ -144,6 +180,7 @@ CHECKS = [
     errors_map_to_the_clients_classes,
     a_limit_is_a_rate_limit_error_and_automatic_retry_gets_through,
     typed_admin_usage_adds_up_to_what_was_seen,
+    figures_are_read_by_the_prometheus_client,
     leaving_a_stream_closes_it,
 ]
 

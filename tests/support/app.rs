@@ -228,7 +228,7 @@ impl Builder {
                 name: Some(name.clone()),
                 level,
                 groups: vec![group_of(name)],
-                limits: spec.limits.iter().map(|text| text.parse().unwrap()).collect(),
+                limits: Some(spec.limits.iter().map(|text| text.parse().unwrap()).collect()),
                 ..NewTier::default()
             };
             governor.create_tier(&operator, tier).await.unwrap();

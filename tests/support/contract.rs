@@ -9,16 +9,11 @@ use super::reply::Reply;
 
 /// Keywords that say nothing a value could break, or that only requests need.
 const NOTES: &[&str] = &["description", "title", "example", "examples", "format", "pattern", "default", "deprecated"];
-/// What the connection answers before any route is found, and what no operation has: another method.
-const OUTSIDE: &[u16] = &[405, 431];
 
 /// Panics when `reply` is not what the document promises of this route; routes that it does not name are left alone.
 pub(crate) fn check(method: &str, path: &str, reply: &Reply) {
     let path = path.split('?').next().unwrap();
     let Some(operation) = operation(method, path) else { return };
-    if OUTSIDE.contains(&reply.status) {
-        return;
-    }
     let name = format!("{method} {path}");
     let Some(answer) = operation["responses"].get(reply.status.to_string()) else {
         panic!("{name} answered {}, which its #[utoipa::path] does not name: {}", reply.status, reply.body);

@@ -6,10 +6,9 @@ use axum::extract::Request;
 use serde_json::{Value, json};
 
 use super::tiers::limit_views;
-use crate::api::body::read_body;
 use crate::api::error::ApiError;
 use crate::api::fields::{Fields, kind};
-use crate::api::input::{Page, Query, take_limits, take_moment};
+use crate::api::input::{Page, Query, read_optional_fields, take_key_limits, take_moment};
 use crate::api::json::moment;
 use crate::api::state::Api;
 use crate::governance::{BulkRevoked, Issued, Key, KeyPatch, KeySearch, KeySort, KeyStatus, NewKey, RevokeMany};
@@ -82,7 +81,7 @@ pub(crate) fn take_new_key(body: &mut Fields) -> Result<NewKey, ApiError> {
         expires_in: take_duration(body, "expires_in")?,
         labels: take_labels(body)?.unwrap_or_default(),
         models: take_models(body)?.flatten(),
-        limits: take_limits(body, "limits")?.unwrap_or_default(),
+        limits: take_key_limits(body, "limits")?.unwrap_or_default(),
         is_ephemeral,
     })
 }
@@ -94,7 +93,7 @@ pub(crate) fn take_key_patch(mut body: Fields) -> Result<KeyPatch, ApiError> {
         description: body.string("description")?,
         labels: take_labels(&mut body)?,
         models: take_models(&mut body)?,
-        limits: take_limits(&mut body, "limits")?,
+        limits: take_key_limits(&mut body, "limits")?,
     };
     body.ignore(READ_ONLY);
     body.refuse_unknown()?;
@@ -148,12 +147,7 @@ pub(crate) fn take_revoke_many(mut body: Fields) -> Result<RevokeMany, ApiError>
 
 /// The grace of a rotation; the body may be missing altogether.
 pub(crate) async fn take_grace(api: &Api, request: Request) -> Result<Option<Duration>, ApiError> {
-    let (parts, body) = request.into_parts();
-    let bytes = read_body(&parts.headers, body, &api.config).await?;
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let mut body = Fields::parse(&bytes)?;
+    let mut body = read_optional_fields(api, request).await?;
     let grace = take_duration(&mut body, "grace")?;
     body.refuse_unknown()?;
     Ok(grace)

@@ -18,7 +18,7 @@ use crate::governance::Principal;
     path = "/v1/tokens",
     tag = "Account",
     summary = "Makes a short-lived token, as strong as the key it is made with",
-    request_body = schema::NewToken,
+    request_body = Option<schema::NewToken>,
     responses(
         (status = 201, description = "The token", body = schema::IssuedToken),
         (status = 403, description = "A token makes no other token"),

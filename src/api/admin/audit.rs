@@ -23,8 +23,8 @@ use crate::governance::audit::{AuditFilter, AuditRow, Head};
         ("actor" = Option<String>, Query, description = "Only changes made by this user"),
         ("action" = Option<String>, Query, description = "Only changes of this kind"),
         ("target" = Option<String>, Query, description = "Only changes of this thing"),
-        ("start" = Option<String>, Query, description = "From here on: RFC 3339 or seconds since the Unix epoch"),
-        ("end" = Option<String>, Query, description = "Up to here, exclusive"),
+        ("start" = Option<schema::Moment>, Query, description = "From here on: RFC 3339 or seconds since the Unix epoch"),
+        ("end" = Option<schema::Moment>, Query, description = "Up to here, exclusive"),
     ),
     responses((status = 200, description = "The rows", body = Listed<schema::AuditRow>)),
 )]
@@ -58,7 +58,7 @@ pub(crate) async fn list_audit(
     path = "/admin/v1/audit/verify",
     tag = "Administration",
     summary = "Follows the chain and names the first row that does not hold",
-    params(("head" = Option<String>, Query, description = "A head noted earlier that must still be part of the chain")),
+    params(("head" = Option<String>, Query, pattern = "^[0-9]{1,18}:[0-9A-Fa-f]{64}$", description = "A head noted earlier that must still be part of the chain")),
     responses((status = 200, description = "The verdict", body = AuditVerdict)),
 )]
 pub(crate) async fn verify_audit(

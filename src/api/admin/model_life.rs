@@ -97,8 +97,9 @@ pub(crate) async fn load_model(
         api.orders.check(spec.clone()).await?;
     }
     let model = remember_wish(&api, &principal, &old, &kept).await?;
-    order_load(&api, &principal, &model, spec).await?;
+    // Before the order: a small model may be loaded before the answer to it is written.
     let is_ready = api.models.get(&name).is_some_and(|served| served.ready().is_some() && !served.needs_reload);
+    order_load(&api, &principal, &model, spec).await?;
     Ok(answer(&api, if is_ready { StatusCode::OK } else { StatusCode::ACCEPTED }, &model))
 }
 

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
 use crate::api::fields::Fields;
-use crate::api::input::{Page, Query, parse_moment, read_fields};
+use crate::api::input::{Page, Query, read_fields};
 use crate::api::json::{json_response, list, moment};
 use crate::api::schema::{self, Listed, PageQuery};
 use crate::api::state::Api;
+use crate::governance::calendar::parse_moment;
 use crate::governance::pricing::{PriceRecord, usd_per_million};
 use crate::governance::{NewPrice, Principal};
 

@@ -12,10 +12,9 @@ use crate::api::json::{json_response, list};
 use crate::api::schema::{self, Listed, TierChange};
 use crate::api::state::Api;
 use crate::governance::records::TierRecord;
+use crate::governance::tiers::{LEVEL_MAX, WEIGHT_MAX};
 use crate::governance::{DeletedTier, NewTier, Principal, TierPatch};
 
-/// The numbers that fit; governance draws the real line.
-const NUMBERS: std::ops::RangeInclusive<u32> = 0..=u32::MAX;
 /// What an answer shows and a change may send back without effect.
 const READ_ONLY: &[&str] = &["object", "origin"];
 
@@ -86,7 +85,7 @@ pub(crate) async fn create_tier(
         description: patch.description.unwrap_or_default(),
         level,
         groups: patch.groups.unwrap_or_default(),
-        limits: patch.limits.unwrap_or_default(),
+        limits: patch.limits,
         weight: patch.weight,
     };
     let tier = api.governor.create_tier(&principal, new).await?;
@@ -159,10 +158,10 @@ fn take_patch(body: &mut Fields) -> Result<TierPatch, ApiError> {
     Ok(TierPatch {
         display_name: body.string("display_name")?,
         description: body.string("description")?,
-        level: body.integer_in("level", NUMBERS)?,
+        level: body.integer_in("level", 0..=LEVEL_MAX)?,
         groups: body.strings("groups")?,
         limits: take_limits(body, "limits")?,
-        weight: body.integer_in("weight", NUMBERS)?,
+        weight: body.integer_in("weight", 1..=WEIGHT_MAX)?,
     })
 }
 

@@ -5,7 +5,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 
 use crate::api::error::ApiError;
-use crate::api::input::{Page, read_fields};
+use crate::api::input::{Page, name_cursor, read_fields};
 use crate::api::json::{json_response, list, moment};
 use crate::api::schema::{self, Group, Listed, NewGroup, PageQuery, UserChange};
 use crate::api::state::Api;
@@ -35,9 +35,9 @@ pub(crate) async fn list_users(
 ) -> Result<Response, ApiError> {
     let page = Page::parse(query.as_deref())?;
     let limit = page.limit.unwrap_or(PAGE);
-    let users = api.governor.users(&principal, page.cursor.as_deref(), Some(limit)).await?;
+    let users = api.governor.users(&principal, page.after_name()?.as_deref(), Some(limit)).await?;
     // A full page may be followed by an empty one; that costs a client one call more, never a user.
-    let next = users.last().filter(|_| users.len() == limit as usize).map(|user| user.name.clone());
+    let next = users.last().filter(|_| users.len() == limit as usize).map(|user| name_cursor(&user.name));
     Ok(json_response(StatusCode::OK, &list(users.iter().map(user_view).collect(), next)))
 }
 
@@ -156,8 +156,8 @@ pub(crate) async fn list_groups(
 ) -> Result<Response, ApiError> {
     let page = Page::parse(query.as_deref())?;
     let limit = page.limit.unwrap_or(PAGE);
-    let groups = api.governor.groups(&principal, page.cursor.as_deref(), Some(limit)).await?;
-    let next = groups.last().filter(|_| groups.len() == limit as usize).cloned();
+    let groups = api.governor.groups(&principal, page.after_name()?.as_deref(), Some(limit)).await?;
+    let next = groups.last().filter(|_| groups.len() == limit as usize).map(|name| name_cursor(name));
     let data = groups.iter().map(|name| json!({"object": "group", "name": name})).collect();
     Ok(json_response(StatusCode::OK, &list(data, next)))
 }

@@ -32,7 +32,7 @@ impl ChatRequest {
         Ok(Self {
             model: body.string("model")?,
             messages: take_messages(&mut body)?,
-            params: GenerationParams::take(&mut body, bounds)?,
+            params: GenerationParams::take(&mut body, bounds, 1)?,
             logprobs: take_logprobs(&mut body)?,
         })
     }

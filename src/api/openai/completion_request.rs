@@ -38,11 +38,14 @@ impl CompletionRequest {
     pub(crate) fn parse(body: &[u8], bounds: &RequestBounds) -> Result<Self, ApiError> {
         let mut body = Fields::parse(body)?;
         refuse_unsupported(&body, COMPLETION_FIELDS)?;
+        let echo = body.boolean("echo")?.unwrap_or(false);
+        // Nothing but the prompt's own log-probabilities may be wanted.
+        let least_tokens = u32::from(!echo);
         let mut request = Self {
             model: body.string("model")?,
             prompts: take_prompts(&mut body, bounds.max_prompts)?,
-            params: GenerationParams::take(&mut body, bounds)?,
-            echo: body.boolean("echo")?.unwrap_or(false),
+            params: GenerationParams::take(&mut body, bounds, least_tokens)?,
+            echo,
             logprobs: body.integer_in::<u8>("logprobs", 0..=20)?,
         };
         let floor = request.params.min_tokens.max(DEFAULT_MAX_TOKENS);
@@ -119,6 +122,13 @@ mod tests {
     fn the_default_cap_is_sixteen_tokens() {
         assert_eq!(parse(r#"{"prompt": "a"}"#).unwrap().params.max_tokens, Some(16));
         assert_eq!(parse(r#"{"prompt": "a", "max_tokens": 3}"#).unwrap().params.max_tokens, Some(3));
+    }
+
+    #[test]
+    fn no_token_at_all_may_be_asked_for_where_the_prompt_comes_back() {
+        let request = parse(r#"{"prompt": "a", "max_tokens": 0, "echo": true}"#).unwrap();
+        assert_eq!((request.params.max_tokens, request.echo), (Some(0), true));
+        assert_eq!(parse(r#"{"prompt": "a", "max_tokens": 0}"#).unwrap_err().param(), Some("max_tokens"));
     }
 
     #[test]

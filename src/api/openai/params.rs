@@ -62,12 +62,12 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_BIASES: usize = 1024;
 
 impl GenerationParams {
-    /// Takes the shared fields out of `body`.
-    pub(crate) fn take(body: &mut Fields, bounds: &RequestBounds) -> Result<Self, ApiError> {
+    /// Takes the shared fields out of `body`; `least_tokens` is the smallest cap that makes sense there.
+    pub(crate) fn take(body: &mut Fields, bounds: &RequestBounds, least_tokens: u32) -> Result<Self, ApiError> {
         let params = Self {
             delivery: take_delivery(body)?,
             choices: body.integer_in("n", 1..=bounds.max_choices)?.unwrap_or(1),
-            max_tokens: take_max_tokens(body)?,
+            max_tokens: take_max_tokens(body, least_tokens)?,
             min_tokens: body.integer_in("min_tokens", 0..=u32::MAX)?.unwrap_or(0),
             ignore_eos: body.boolean("ignore_eos")?.unwrap_or(false),
             temperature: take_f32(body, "temperature", 0.0, 2.0)?.unwrap_or(1.0),
@@ -110,9 +110,9 @@ fn take_delivery(body: &mut Fields) -> Result<Delivery, ApiError> {
 }
 
 /// `max_tokens` and its newer name; both may be given if they agree.
-fn take_max_tokens(body: &mut Fields) -> Result<Option<u32>, ApiError> {
-    let old = body.integer_in("max_tokens", 1..=u32::MAX)?;
-    let new = body.integer_in("max_completion_tokens", 1..=u32::MAX)?;
+fn take_max_tokens(body: &mut Fields, least: u32) -> Result<Option<u32>, ApiError> {
+    let old = body.integer_in("max_tokens", least..=u32::MAX)?;
+    let new = body.integer_in("max_completion_tokens", least..=u32::MAX)?;
     match (old, new) {
         (Some(old), Some(new)) if old != new => Err(body.complain(
             "max_tokens",
@@ -127,7 +127,7 @@ fn take_top_k(body: &mut Fields) -> Result<u32, ApiError> {
     match body.integer("top_k")? {
         None | Some(-1 | 0) => Ok(0),
         Some(value) => u32::try_from(value)
-            .map_err(|_| body.complain("top_k", format!("must be -1, 0 or a positive number, found {value}"))),
+            .map_err(|_| body.complain("top_k", format!("must be between -1 and {}, found {value}", u32::MAX))),
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     fn take(json: &str) -> Result<GenerationParams, ApiError> {
-        GenerationParams::take(&mut Fields::parse(json.as_bytes()).unwrap(), &RequestBounds::default())
+        GenerationParams::take(&mut Fields::parse(json.as_bytes()).unwrap(), &RequestBounds::default(), 1)
     }
 
     #[test]

@@ -100,7 +100,7 @@ async fn governed_body(
         let known = model.filter(|name| api.models.get(name).is_some()).unwrap_or_default();
         api.metrics.tenant_refused(&tenant(&caller.principal), known);
         discard(&parts.headers, body).await;
-        return Err(denied_error(&denied, api.now()));
+        return Err(denied_error(&denied));
     }
     read_body(&parts.headers, body, &api.config).await
 }

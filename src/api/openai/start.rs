@@ -15,7 +15,7 @@ use crate::api::limits::{refusal_error, standing_headers};
 use crate::api::models::{ModelState, ReadyModel, ServedModel};
 use crate::api::request_context::RequestContext;
 use crate::api::state::Api;
-use crate::engine::{CacheSalt, EventStream, FlowId, Request, RequestId, SamplingParams, SubmitError};
+use crate::engine::{CacheSalt, EventStream, FlowId, QueueBound, Request, RequestId, SamplingParams, SubmitError};
 use crate::governance::{Ask, CompletionCap, Permit, Principal, Refusal, Scheduling, Status, Usage};
 use crate::telemetry::{Tenant, TracedRequest};
 
@@ -213,7 +213,7 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
     let admitted = api.governor.admit(&caller.principal, ask(&caller, &plan, &caps)).await;
     api.metrics.admission_decided(asked.elapsed());
     let permit = admitted.map_err(|refusal| {
-        let error = refusal_error(&refusal, api.now());
+        let error = refusal_error(&refusal);
         api.metrics.refused(error.reason());
         if matches!(refusal, Refusal::Denied(_)) {
             api.metrics.tenant_refused(&tenant, &plan.model.name);
@@ -221,7 +221,7 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
         error
     })?;
     api.metrics.tenant_admitted(&tenant, &plan.model.name);
-    let headers = standing_headers(permit.standing(), &api.config.notice_thresholds, api.now());
+    let headers = standing_headers(permit.standing(), &api.config.notice_thresholds);
     let submitted = Instant::now();
     let mut trace = api.tracer.begin(traced(&caller, &plan));
     if let Some(trace) = &mut trace {
@@ -231,6 +231,9 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
     }
     let (permit, flights) =
         submit_all(api, &caller, &plan, &caps, permit).await.map_err(|error| error.with_headers(headers.clone()))?;
+    if trace.is_some() {
+        caller.context.note_traced();
+    }
     let generation = Generation {
         id: caller.context.id,
         model: plan.model.name.clone(),
@@ -342,6 +345,9 @@ async fn submit_all(
                 let error = submit_error(&refused, caller, plan);
                 abandon(permit, flights.into_iter().map(|flight| flight.stream)).await;
                 api.metrics.refused(error.reason());
+                if let SubmitError::QueueFull { bound, .. } = refused {
+                    api.metrics.queue_full(&plan.model.name, bound_word(bound));
+                }
                 return Err(error);
             }
         }
@@ -413,9 +419,17 @@ fn random_seed() -> Result<u64, ApiError> {
     Ok(u64::from_le_bytes(bytes))
 }
 
+/// A bound of the queue as vLLM calls it.
+fn bound_word(bound: QueueBound) -> &'static str {
+    match bound {
+        QueueBound::Requests => "max_num_queued_reqs",
+        QueueBound::Tokens => "max_num_queued_tokens",
+    }
+}
+
 fn submit_error(error: &SubmitError, caller: &Caller, plan: &Plan) -> ApiError {
     match error {
-        SubmitError::QueueFull { retry_after } => ApiError::overloaded(*retry_after),
+        SubmitError::QueueFull { retry_after, .. } => ApiError::overloaded(*retry_after),
         SubmitError::Draining | SubmitError::Stopped => {
             ApiError::unavailable("The model or the server is being stopped. Please retry.", LOADING_PAUSE)
         }

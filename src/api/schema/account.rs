@@ -52,7 +52,11 @@ pub(crate) struct NewToken {
     #[schema(pattern = "^[0-9]+[smhd]$", example = "4h")]
     expiration: Option<String>,
     /// What it is for.
-    #[schema(min_length = 1)]
+    #[schema(
+        min_length = 1,
+        max_length = 100,
+        pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$"
+    )]
     name: Option<String>,
 }
 

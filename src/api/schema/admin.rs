@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::shared::{Limit, LimitInput};
+use super::shared::{GivenGroup, GroupName, Limit, LimitInput, Words};
 
 /// A tier: who belongs to it and what they may use.
 #[derive(ToSchema)]
@@ -36,31 +36,37 @@ enum TierWord {
 #[derive(ToSchema)]
 pub(crate) struct NewTier {
     /// Made from the display name when absent; it cannot be changed later.
-    #[schema(example = "gold")]
+    #[schema(example = "gold", max_length = 253, pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
     name: Option<String>,
     #[schema(example = "Gold")]
-    display_name: Option<String>,
+    display_name: Option<Words>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
     #[schema(maximum = 2_147_483_647, example = 3)]
     level: u32,
     /// At least one.
     #[schema(min_items = 1, example = json!(["gold-users"]))]
-    groups: Vec<String>,
-    /// Empty or absent: unlimited.
+    groups: Vec<GroupName>,
+    /// Absent: those of `tiers.new_limits` of the configuration. Empty: unlimited.
     limits: Option<Vec<LimitInput>>,
+    /// Share of the engine against other tiers; 1 when absent.
+    #[schema(minimum = 1, maximum = 1000)]
     weight: Option<u32>,
 }
 
 /// Fields of a tier to change.
 #[derive(ToSchema)]
 pub(crate) struct TierChange {
-    display_name: Option<String>,
+    display_name: Option<Words>,
+    #[schema(max_length = 2000)]
     description: Option<String>,
     #[schema(maximum = 2_147_483_647)]
     level: Option<u32>,
-    groups: Option<Vec<String>>,
+    #[schema(min_items = 1)]
+    groups: Option<Vec<GroupName>>,
     /// Takes the place of all limits; empty: unlimited.
     limits: Option<Vec<LimitInput>>,
+    #[schema(minimum = 1, maximum = 1000)]
     weight: Option<u32>,
 }
 
@@ -154,15 +160,15 @@ enum UserWord {
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewUser {
-    #[schema(min_length = 1, example = "ann")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9._@+:-]+$", example = "ann")]
     name: String,
-    groups: Option<Vec<String>>,
+    groups: Option<Vec<GivenGroup>>,
 }
 
 /// Fields of a user to change.
 #[derive(ToSchema)]
 pub(crate) struct UserChange {
-    groups: Option<Vec<String>>,
+    groups: Option<Vec<GivenGroup>>,
     /// A user who is not active is refused with every key.
     active: Option<bool>,
 }
@@ -221,6 +227,11 @@ enum GroupWord {
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NewGroup {
-    #[schema(min_length = 1, example = "premium-users")]
+    #[schema(
+        min_length = 1,
+        max_length = 253,
+        pattern = "^(?!system:)[^\\s\\u0000-\\u001f\\u007f-\\u009f]([^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f])?$",
+        example = "premium-users"
+    )]
     name: String,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::models::AllWord;
-use super::shared::{Limit, LimitInput};
+use super::shared::{AnyModelName, KeyLimitInput, Limit, Moment};
 
 /// What a new key should be.
 #[derive(ToSchema)]
@@ -23,7 +23,7 @@ pub(crate) struct NewKey {
     labels: Option<BTreeMap<String, String>>,
     models: Option<KeyModels>,
     /// Limits of this key and the keys it makes together.
-    limits: Option<Vec<LimitInput>>,
+    limits: Option<Vec<KeyLimitInput>>,
     /// A key of at most an hour that lists leave out, forgotten some time after its end.
     ephemeral: Option<bool>,
 }
@@ -45,7 +45,7 @@ pub(crate) struct NewKeyFor {
     labels: Option<BTreeMap<String, String>>,
     models: Option<KeyModels>,
     /// The owner cannot change these.
-    limits: Option<Vec<LimitInput>>,
+    limits: Option<Vec<KeyLimitInput>>,
     ephemeral: Option<bool>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct KeyChange {
     labels: Option<BTreeMap<String, String>>,
     models: Option<KeyModels>,
     /// Take the place of all limits of the key.
-    limits: Option<Vec<LimitInput>>,
+    limits: Option<Vec<KeyLimitInput>>,
 }
 
 /// Only these models, also ones that do not exist yet; `"all"`: whatever the tier gives.
@@ -68,7 +68,7 @@ pub(crate) struct KeyChange {
 #[serde(untagged)]
 pub(crate) enum KeyModels {
     All(AllWord),
-    Some(Vec<String>),
+    Some(Vec<AnyModelName>),
 }
 
 /// How a key gets its new secret.
@@ -96,14 +96,6 @@ pub(crate) struct RevokeMany {
     dry_run: Option<bool>,
 }
 
-/// A moment as text in RFC 3339, or seconds since the Unix epoch.
-#[derive(ToSchema)]
-#[serde(untagged)]
-pub(crate) enum Moment {
-    Text(String),
-    Seconds(i64),
-}
-
 /// The keys that were revoked, or would be.
 #[derive(ToSchema)]
 pub(crate) struct BulkRevocation {
@@ -127,15 +119,16 @@ enum BulkWord {
 #[into_params(parameter_in = Query)]
 pub(crate) struct KeyQuery {
     /// `active`, `expired`, `revoked`, or several with commas.
+    #[param(pattern = "^(active|expired|revoked)(,(active|expired|revoked))*$")]
     status: Option<String>,
     /// Only with this in the name.
     name: Option<String>,
     /// Only with this label: `team=web`, or `team` for any value. May be repeated.
     label: Option<String>,
     /// Only made then or later: RFC 3339 or seconds since the Unix epoch.
-    created_after: Option<String>,
+    created_after: Option<Moment>,
     /// Only made earlier.
-    created_before: Option<String>,
+    created_before: Option<Moment>,
     /// Ephemeral keys, too.
     include_ephemeral: Option<bool>,
     /// `created_at` when absent.
@@ -146,6 +139,7 @@ pub(crate) struct KeyQuery {
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// `next_cursor` of the page before, in the same order.
+    #[param(min_length = 1)]
     cursor: Option<String>,
 }
 

@@ -28,6 +28,9 @@ pub(crate) use openai::{ChatCompletion, ChatRequest, CompletionRequest, ModelCar
 pub(crate) use operations::{Health, HealthDetails};
 pub(crate) use reconciliation::Reconciliation;
 pub(crate) use settings::{ServerSettings, SettingsChange};
-pub(crate) use shared::{ErrorBody, Listed, PageQuery};
+pub(crate) use shared::{ErrorBody, Listed, Moment, PageQuery};
 pub(crate) use simulation::{NewSimulation, Simulation};
-pub(crate) use usage::{CompletionsPage, CostsPage, NewPrices, Price, UsageReport};
+pub(crate) use usage::{
+    Bucket, CompletionsGroup, CompletionsPage, CostsGroup, CostsPage, DayBucket, NewPrices, Price, ReportFormat,
+    UsageReport, UserId,
+};

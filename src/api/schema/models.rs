@@ -4,6 +4,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::shared::Words;
+
 /// A model as administrators see it.
 #[derive(ToSchema)]
 #[schema(as = AdminModel)]
@@ -62,7 +64,7 @@ pub(crate) struct NewModel {
     #[schema(example = "builtin:demo", min_length = 1)]
     source: String,
     /// The name when absent.
-    display_name: Option<String>,
+    display_name: Option<Words>,
     /// True: to all tiers. Without it and without `tiers` nobody may use it.
     published: Option<bool>,
     tiers: Option<Tiers>,
@@ -73,10 +75,11 @@ pub(crate) struct NewModel {
 /// Fields of a model to change. The first three act on the next request, the others with the next load.
 #[derive(ToSchema)]
 pub(crate) struct ModelChange {
-    display_name: Option<String>,
+    display_name: Option<Words>,
     /// False: to no tier; true: to all, if it was published to none.
     published: Option<bool>,
     tiers: Option<Tiers>,
+    #[schema(min_length = 1)]
     source: Option<String>,
     hardware: Option<Hardware>,
     env: Option<ModelEnv>,
@@ -101,9 +104,14 @@ pub(crate) struct ModelEnv {
 #[derive(ToSchema)]
 #[serde(untagged)]
 pub(crate) enum KvMemory {
-    Text(String),
+    Text(MemoryText),
     Bytes(u64),
 }
+
+/// A number and a unit.
+#[derive(ToSchema)]
+#[schema(pattern = "^[0-9]+([.][0-9]+)? *([bB]|[kKmMgG]([iI]?[bB])?|[tT]([iI][bB])?)?$", example = "2GiB")]
+pub(crate) struct MemoryText(String);
 
 #[derive(ToSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -20,6 +20,12 @@ pub(crate) struct ChatRequest {
     /// And of so many of the likeliest.
     #[schema(maximum = 20)]
     top_logprobs: Option<u8>,
+    /// The most completion tokens a choice; without it, to the end of the context window.
+    #[schema(minimum = 1, example = 32)]
+    max_tokens: Option<u32>,
+    /// The newer name of `max_tokens`.
+    #[schema(minimum = 1)]
+    max_completion_tokens: Option<u32>,
     #[serde(flatten)]
     generation: Generation,
 }
@@ -76,6 +82,13 @@ pub(crate) struct CompletionRequest {
     /// Log-probabilities of the chosen token and of so many of the likeliest.
     #[schema(maximum = 20)]
     logprobs: Option<u8>,
+    /// The most completion tokens a choice; 16 when absent. 0 only with `echo`: the prompt comes back, with its log-probabilities
+    /// if they are asked for.
+    #[schema(minimum = 0, example = 32)]
+    max_tokens: Option<u32>,
+    /// The newer name of `max_tokens`.
+    #[schema(minimum = 0)]
+    max_completion_tokens: Option<u32>,
     #[serde(flatten)]
     generation: Generation,
 }
@@ -97,13 +110,6 @@ pub(crate) struct Generation {
     /// Server-sent events instead of one document.
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    /// The most completion tokens a choice. Without it, chat goes on to the end of the context window and text
-    /// completions to 16 tokens.
-    #[schema(minimum = 1, example = 32)]
-    max_tokens: Option<u32>,
-    /// The newer name of `max_tokens`.
-    #[schema(minimum = 1)]
-    max_completion_tokens: Option<u32>,
     /// Choices a prompt.
     #[schema(minimum = 1, maximum = 128)]
     n: Option<u32>,
@@ -112,7 +118,7 @@ pub(crate) struct Generation {
     #[schema(minimum = 0, maximum = 1)]
     top_p: Option<f64>,
     /// -1 and 0: off.
-    #[schema(minimum = -1)]
+    #[schema(minimum = -1, maximum = 4_294_967_295_u64)]
     top_k: Option<i64>,
     #[schema(minimum = 0, maximum = 1)]
     min_p: Option<f64>,
@@ -147,9 +153,14 @@ pub(crate) struct StreamOptions {
 #[derive(ToSchema)]
 #[serde(untagged)]
 pub(crate) enum Stop {
-    One(String),
-    Several(Vec<String>),
+    One(StopText),
+    Several(Vec<StopText>),
 }
+
+/// Where an answer ends.
+#[derive(ToSchema)]
+#[schema(min_length = 1, max_length = 1024)]
+pub(crate) struct StopText(String);
 
 /// A chat answer.
 #[derive(ToSchema)]

@@ -76,8 +76,63 @@ pub(crate) struct PageQuery {
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
+    #[param(min_length = 1)]
     cursor: Option<String>,
 }
+
+/// A moment as text in RFC 3339, or seconds since the Unix epoch.
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(crate) enum Moment {
+    Text(MomentText),
+    Seconds(MomentSeconds),
+}
+
+/// RFC 3339.
+#[derive(ToSchema)]
+#[schema(format = DateTime)]
+pub(crate) struct MomentText(String);
+
+/// Seconds since the Unix epoch, of the years 1 to 9999.
+#[derive(ToSchema)]
+#[schema(minimum = -62_135_596_800_i64, maximum = 253_402_207_200_i64)]
+pub(crate) struct MomentSeconds(i64);
+
+/// A line that people read.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 253,
+    pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$"
+)]
+pub(crate) struct Words(String);
+
+/// A group's name: without spaces at its ends and without control characters.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 253,
+    pattern = "^[^\\s\\u0000-\\u001f\\u007f-\\u009f]([^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f])?$"
+)]
+pub(crate) struct GroupName(String);
+
+/// A group that users can be given: none that is named `system:`.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 253,
+    pattern = "^(?!system:)[^\\s\\u0000-\\u001f\\u007f-\\u009f]([^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f])?$"
+)]
+pub(crate) struct GivenGroup(String);
+
+/// The name of a model, which need not exist yet.
+#[derive(ToSchema)]
+#[schema(
+    min_length = 1,
+    max_length = 253,
+    pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]*[^\\s\\u0000-\\u001f\\u007f-\\u009f][^\\u0000-\\u001f\\u007f-\\u009f]*$"
+)]
+pub(crate) struct AnyModelName(String);
 
 /// A limit.
 #[derive(ToSchema)]
@@ -105,8 +160,95 @@ pub(crate) struct Limit {
 #[serde(untagged)]
 #[schema(example = 100_000)]
 pub(crate) enum Amount {
-    Count(u64),
-    Dollars(String),
+    Count(Count),
+    Dollars(Dollars),
+}
+
+/// As far as numbers in JSON are exact everywhere.
+#[derive(ToSchema)]
+#[schema(minimum = 0, maximum = 9_007_199_254_740_991_i64)]
+pub(crate) struct Count(u64);
+
+/// US dollars.
+#[derive(ToSchema)]
+#[schema(pattern = "^[0-9][0-9_,]*(\\.[0-9]{1,9})?$", example = "20.50")]
+pub(crate) struct Dollars(String);
+
+/// A limit to set.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewLimit)]
+pub(crate) struct LimitToSet {
+    resource: Resource,
+    /// How much passes in a window; money as US dollars in a decimal string.
+    amount: AmountToSet,
+    /// `30s`, `1m`, `2h`: any interval of that length; `day`, `week`, `month`: calendar periods. Absent for `concurrent`.
+    #[schema(pattern = "^([1-9][0-9]{0,4}(s|m|h)|day|week|month)$", example = "1m")]
+    window: Option<String>,
+    /// Shared by whom; `user` when absent.
+    scope: Option<Scope>,
+    /// Only for this model.
+    model: Option<String>,
+    /// What happens above it; `hard` when absent.
+    mode: Option<Mode>,
+    /// IANA zone of a calendar period; UTC when absent.
+    #[schema(example = "Europe/Paris")]
+    timezone: Option<String>,
+}
+
+/// A limit of a key to set: it counts per key.
+#[derive(ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewKeyLimit)]
+pub(crate) struct KeyLimitToSet {
+    resource: Resource,
+    amount: AmountToSet,
+    /// As in limits of tiers.
+    #[schema(pattern = "^([1-9][0-9]{0,4}(s|m|h)|day|week|month)$", example = "1m")]
+    window: Option<String>,
+    scope: Option<KeyScope>,
+    model: Option<String>,
+    mode: Option<Mode>,
+    #[schema(example = "Europe/Paris")]
+    timezone: Option<String>,
+}
+
+/// Limits of a key count per key.
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum KeyScope {
+    Key,
+}
+
+/// A whole number above zero; of `cost`, US dollars in a decimal string with at most nine decimals.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(as = NewAmount, example = 100_000)]
+pub(crate) enum AmountToSet {
+    Count(CountToSet),
+    Dollars(Dollars),
+}
+
+/// At least one; as far as numbers in JSON are exact everywhere.
+#[derive(ToSchema)]
+#[schema(as = NewCount, minimum = 1, maximum = 9_007_199_254_740_991_i64)]
+pub(crate) struct CountToSet(u64);
+
+/// A limit in text form.
+#[derive(ToSchema)]
+#[schema(
+    pattern = "^\\s*[0-9][0-9_,.]*\\s+(requests?|tokens?|prompt_tokens?|completion_tokens?|concurrent|usd|cost)(\\s.*)?$",
+    example = "100000 tokens / 1m"
+)]
+pub(crate) struct LimitText(String);
+
+/// A limit of a key, in either form.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[schema(example = "100000 tokens / 1m")]
+pub(crate) enum KeyLimitInput {
+    Text(LimitText),
+    Object(KeyLimitToSet),
 }
 
 /// A limit as an object, or as a text like `5 requests / 2m`, `2000000 tokens / day Europe/Paris` or `4 concurrent`.
@@ -114,8 +256,8 @@ pub(crate) enum Amount {
 #[serde(untagged)]
 #[schema(example = "100000 tokens / 1m")]
 pub(crate) enum LimitInput {
-    Text(String),
-    Object(Limit),
+    Text(LimitText),
+    Object(LimitToSet),
 }
 
 #[derive(ToSchema, Serialize, Deserialize)]

@@ -4,21 +4,24 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::shared::Moment;
+
 /// Tiers to try on the requests of the past.
 #[derive(ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "content": "tiers:\n  - {name: free, groups: ['system:authenticated'], limits: ['10 requests / 1m']}\n",
+    "start": "2023-11-01T00:00:00Z",
+}))]
 pub(crate) struct NewSimulation {
     /// The text of a tiers file, or of a ConfigMap `tier-to-group-mapping`.
-    #[schema(example = "tiers:\n  - {name: free, groups: ['system:authenticated'], limits: ['10 requests / 1m']}\n")]
     content: String,
     #[schema(inline)]
     format: Option<FileFormat>,
     /// From here on the tiers are in force; what was used before counts on their limits.
-    #[schema(format = DateTime, example = "2023-11-01T00:00:00Z")]
-    start: String,
+    start: Moment,
     /// Up to here, exclusive; now when absent.
-    #[schema(format = DateTime)]
-    end: Option<String>,
+    end: Option<Moment>,
     /// Single requests to tell; 20 when absent.
     #[schema(maximum = 10_000)]
     cases: Option<u32>,

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::shared::Moment;
+
 /// One version of a price.
 #[derive(ToSchema)]
 pub(crate) struct Price {
@@ -64,7 +66,7 @@ pub(crate) struct NewPrices {
 #[derive(ToSchema)]
 pub(crate) struct NewPrice {
     /// Which model, or `*` for every model without a price of its own.
-    #[schema(min_length = 1, example = "*")]
+    #[schema(min_length = 1, max_length = 253, pattern = "^([*]|[^*]+)$", example = "*")]
     model: String,
     /// A prompt token, in whole pico-dollars: `3000000` is three dollars a million.
     #[schema(pattern = "^[0-9]{1,10}$", example = "3000000")]
@@ -74,8 +76,56 @@ pub(crate) struct NewPrice {
     #[schema(pattern = "^[0-9]{1,10}$", example = "15000000")]
     completion: Option<String>,
     /// Not in the past; now when absent.
-    #[schema(format = DateTime)]
-    effective_from: Option<String>,
+    effective_from: Option<Moment>,
+}
+
+/// How long a line of a report is.
+#[derive(ToSchema, Serialize, Deserialize)]
+pub(crate) enum Bucket {
+    #[serde(rename = "1m")]
+    Minute,
+    #[serde(rename = "1h")]
+    Hour,
+    #[serde(rename = "1d")]
+    Day,
+}
+
+/// Costs are by the day.
+#[derive(ToSchema, Serialize, Deserialize)]
+pub(crate) enum DayBucket {
+    #[serde(rename = "1d")]
+    Day,
+}
+
+/// A user's id.
+#[derive(ToSchema)]
+#[schema(as = UserId, format = "uuid")]
+pub(crate) struct UserId(String);
+
+/// What OpenAI's clients group usage by.
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CompletionsGroup {
+    UserId,
+    ApiKeyId,
+    Model,
+    ServiceTier,
+}
+
+/// What OpenAI's clients group costs by.
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum CostsGroup {
+    LineItem,
+    ApiKeyId,
+}
+
+/// How a report is written.
+#[derive(ToSchema, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ReportFormat {
+    Json,
+    Csv,
 }
 
 /// Sums of the ledger.

@@ -230,9 +230,10 @@ impl Governor {
         for record in records {
             let name = match names.get(&record.user) {
                 Some(name) => name.clone(),
-                None => {
-                    self.0.records.user(record.user).await?.map_or_else(|| record.user.to_string(), |user| user.name)
-                }
+                None => match self.0.records.key(&record.id).await? {
+                    Some((_, user)) => user.name,
+                    None => record.user.to_string(),
+                },
             };
             names.insert(record.user, name.clone());
             keys.push(self.key_view(record, name));

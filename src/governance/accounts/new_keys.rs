@@ -204,6 +204,10 @@ fn inherited_models(parents: &[KeyRecord], wanted: Option<&[String]>) -> Result<
 
 /// Limits as a key has them: each counts per key.
 pub(super) fn key_limits(limits: &[Limit]) -> Result<Vec<Limit>, ServiceError> {
+    if let Some(shared) = limits.iter().find(|limit| limit.scope == Scope::Tier) {
+        let message = format!("`{shared}`: limits of a key count per key, they cannot be shared by a tier");
+        return Err(ServiceError::invalid("limits", message));
+    }
     let limits: Vec<Limit> = limits.iter().cloned().map(|limit| Limit { scope: Scope::Key, ..limit }).collect();
     check_limits(&limits).map_err(|error| ServiceError::invalid("limits", error))?;
     Ok(limits)

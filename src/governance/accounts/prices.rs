@@ -7,7 +7,7 @@ use crate::governance::error::ServiceError;
 use crate::governance::governor::Governor;
 use crate::governance::policy::Principal;
 use crate::governance::ports::{Change, PolicyTables};
-use crate::governance::pricing::{PRICE_MAX_PICO_USD, Price, PriceList, PriceRecord};
+use crate::governance::pricing::{ANY_MODEL, PRICE_MAX_PICO_USD, Price, PriceList, PriceRecord};
 
 /// A price to set; classes left out keep what they cost.
 ///
@@ -71,6 +71,10 @@ impl Governor {
 
 fn new_version(tables: &PolicyTables, new: &NewPrice, version: u64, now_us: i64) -> Result<PriceRecord, ServiceError> {
     check_text("model", &new.model, 253)?;
+    if new.model.contains('*') && new.model != ANY_MODEL {
+        let message = format!("`{}` is no model: `*` alone stands for every model without a price", new.model);
+        return Err(ServiceError::invalid("model", message));
+    }
     let effective_from_us = new.effective_from_us.unwrap_or(now_us);
     if effective_from_us < now_us {
         let message = "`effective_from` is in the past: what was used keeps its price; leave it out for `from now on`";

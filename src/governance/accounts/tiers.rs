@@ -23,8 +23,8 @@ pub struct NewTier {
     pub level: u32,
     /// Whose members are in it; at least one.
     pub groups: Vec<String>,
-    /// Empty: unlimited.
-    pub limits: Vec<Limit>,
+    /// Those of the configuration for new tiers when absent, never unlimited in silence; empty: unlimited.
+    pub limits: Option<Vec<Limit>>,
     /// Share of the scheduler; 1 when absent.
     pub weight: Option<u32>,
 }
@@ -105,7 +105,7 @@ impl Governor {
     /// `Forbidden`, `Invalid`, `Conflict` when name or level is in use.
     pub async fn create_tier(&self, actor: &Principal, new: NewTier) -> Result<TierRecord, ServiceError> {
         require_admin(actor)?;
-        let tier = resolve_new(new)?;
+        let tier = resolve_new(new, &self.0.config.new_tier_limits)?;
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             if tables.tiers.iter().any(|other| other.name == tier.name) {
@@ -250,7 +250,7 @@ fn check_level(tables: &PolicyTables, tier: &TierRecord) -> Result<(), ServiceEr
     }
 }
 
-fn resolve_new(new: NewTier) -> Result<TierRecord, ServiceError> {
+fn resolve_new(new: NewTier, new_limits: &[Limit]) -> Result<TierRecord, ServiceError> {
     let name = match (&new.name, &new.display_name) {
         (Some(name), _) => name.clone(),
         (None, Some(display_name)) => tiers::name_from(display_name)?,
@@ -262,7 +262,7 @@ fn resolve_new(new: NewTier) -> Result<TierRecord, ServiceError> {
         description: new.description,
         level: new.level,
         groups: once_each(new.groups),
-        limits: new.limits,
+        limits: new.limits.unwrap_or_else(|| new_limits.to_vec()),
         weight: new.weight.unwrap_or(1),
         origin: TierOrigin::Local,
         position: 0,

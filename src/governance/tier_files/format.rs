@@ -6,9 +6,10 @@ use serde_json::Value;
 
 use super::declaration::Declared;
 use super::error::{FileError, Problem};
+use super::whole::Whole;
 use crate::governance::limits::{Limit, LimitError, LimitSpec};
 use crate::governance::records::TierOrigin;
-use crate::governance::tiers;
+use crate::governance::tiers::{self, LEVEL_MAX, TierError, WEIGHT_MAX};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,10 +25,10 @@ struct FileTier {
     display_name: Option<String>,
     description: Option<String>,
     #[serde(default)]
-    level: u32,
+    level: Whole,
     groups: Vec<String>,
     limits: Option<Vec<FileLimit>>,
-    weight: Option<u32>,
+    weight: Option<Whole>,
 }
 
 /// `100000 tokens / 1m`, or the same as a table.
@@ -57,7 +58,7 @@ struct MappedTier {
     display_name: Option<String>,
     description: Option<String>,
     #[serde(default)]
-    level: u32,
+    level: Whole,
     #[serde(default)]
     groups: Vec<String>,
 }
@@ -88,19 +89,22 @@ pub(super) fn read_toml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileE
 
 fn mapped(list: &str, lines_before: u64) -> Result<Vec<Declared>, FileError> {
     let tiers: Vec<MappedTier> = yaml(list, lines_before)?;
-    let declared = |tier: MappedTier| Declared {
-        line: line_of_tier(list, &tier.name).map(|line| line + lines_before),
-        file: None,
-        origin: TierOrigin::ConfigMap,
-        name: tier.name,
-        display_name: tier.display_name,
-        description: tier.description,
-        level: tier.level,
-        groups: tier.groups,
-        limits: None,
-        weight: None,
+    let declared = |tier: MappedTier| {
+        let line = line_of_tier(list, &tier.name).map(|line| line + lines_before);
+        Ok(Declared {
+            line,
+            file: None,
+            origin: TierOrigin::ConfigMap,
+            level: level(tier.level, &tier.name, line)?,
+            name: tier.name,
+            display_name: tier.display_name,
+            description: tier.description,
+            groups: tier.groups,
+            limits: None,
+            weight: None,
+        })
     };
-    Ok(tiers.into_iter().map(declared).collect())
+    tiers.into_iter().map(declared).collect()
 }
 
 fn own(file: File, text: &str) -> Result<(TierOrigin, Vec<Declared>), FileError> {
@@ -120,18 +124,30 @@ fn own_tier(tier: FileTier, text: &str) -> Result<Declared, FileError> {
     };
     let limits = tier.limits.map(|limits| limits.into_iter().map(FileLimit::resolve).collect::<Result<Vec<_>, _>>());
     let limits = limits.transpose().map_err(|source| wrong(Problem::Limit { tier: name.clone(), source }))?;
+    let weight = tier.weight.map(|weight| {
+        weight.up_to(WEIGHT_MAX).map_err(|found| out_of_bounds("weight", found, 1, WEIGHT_MAX, &name, line))
+    });
     Ok(Declared {
         line,
         file: None,
         origin: TierOrigin::File,
+        level: level(tier.level, &name, line)?,
         name,
         display_name: tier.display_name,
         description: tier.description,
-        level: tier.level,
         groups: tier.groups,
         limits,
-        weight: tier.weight,
+        weight: weight.transpose()?,
     })
+}
+
+fn level(level: Whole, tier: &str, line: Option<u64>) -> Result<u32, FileError> {
+    level.up_to(LEVEL_MAX).map_err(|found| out_of_bounds("level", found, 0, LEVEL_MAX, tier, line))
+}
+
+fn out_of_bounds(param: &'static str, found: i64, least: u32, most: u32, tier: &str, line: Option<u64>) -> FileError {
+    let source = TierError { param, message: format!("{param} {found} must be {least} to {most}") };
+    FileError::new(line, Problem::Tier { tier: tier.to_owned(), source })
 }
 
 impl FileLimit {

@@ -8,6 +8,7 @@ mod declaration;
 mod error;
 mod format;
 mod watched;
+mod whole;
 
 pub use declaration::{Declaration, TierPlan};
 pub use error::{FileError, Problem};

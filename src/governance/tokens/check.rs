@@ -86,7 +86,12 @@ pub(in crate::governance) async fn verify(
 }
 
 /// The holder of one of our tokens, as key, user and signing key stand now.
-async fn holder(core: &Core, claims: &Claims, signed_with: &str, now_us: i64) -> Result<Option<Principal>, StoreError> {
+async fn holder(
+    core: &Core,
+    claims: &Claims,
+    signed_with: &Arc<str>,
+    now_us: i64,
+) -> Result<Option<Principal>, StoreError> {
     let records = core.records.as_ref();
     // The signing key may have been withdrawn since the token was proven.
     if !core.tokens.keyring(records, &core.identities).await?.knows(signed_with, now_us) {
@@ -103,7 +108,7 @@ async fn holder(core: &Core, claims: &Claims, signed_with: &str, now_us: i64) ->
     if let (Some(_), Some(key)) = (&principal, &claims.key) {
         core.identities.note_use(key.clone(), now_us);
     }
-    Ok(principal.map(|who| Principal { means: Means::Token, ..who }))
+    Ok(principal.map(|who| Principal { means: Means::Token, signed_with: Some(signed_with.clone()), ..who }))
 }
 
 /// Checks a token that was not seen before; what is proven, and until when.

@@ -44,7 +44,7 @@ impl Keyring {
     }
 
     /// True when a token signed with key `id` is still to be believed.
-    pub(super) fn knows(&self, id: &str, now_us: i64) -> bool {
+    pub(in crate::governance) fn knows(&self, id: &str, now_us: i64) -> bool {
         self.published(now_us).any(|key| key.id == id)
     }
 

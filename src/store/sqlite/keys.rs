@@ -3,7 +3,7 @@
 use sqlx::sqlite::Sqlite;
 use sqlx::{QueryBuilder, SqliteConnection, SqlitePool};
 
-use super::policy::user;
+use super::policy::{former_user, user};
 use super::rows::{self, failed, to_hex, to_json};
 use crate::governance::Limit;
 use crate::governance::ports::{CursorValue, KeyFilter, KeySort, StoreError};
@@ -50,7 +50,11 @@ pub(super) async fn key(pool: &SqlitePool, id: &KeyId) -> Result<Option<(KeyReco
         return Ok(None);
     };
     let key = rows::key(&row)?;
-    Ok(user(pool, key.user).await?.map(|user| (key, user)))
+    let user = match user(pool, key.user).await? {
+        None => former_user(pool, key.user).await?,
+        user => user,
+    };
+    Ok(user.map(|user| (key, user)))
 }
 
 /// The keys that pass the filter, in its order.

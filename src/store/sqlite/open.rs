@@ -1,6 +1,6 @@
 //! Opening the data directory: its lock, the database file, the migrations, the writer.
 
-use std::fs::{DirBuilder, File, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,8 +52,11 @@ impl SqliteRecords {
     /// [`StoreError::InUse`] when another process has it; otherwise what the system or SQLite says.
     pub async fn open(config: &Config) -> Result<Self, StoreError> {
         let lock = lock(config)?;
+        let database = config.data_dir.join(DATABASE);
+        // SQLite gives its companions (`-wal`, `-shm`) the mode of the database.
+        create_private(&database).map_err(|error| unusable(config, &error))?;
         let options = SqliteConnectOptions::new()
-            .filename(config.data_dir.join(DATABASE))
+            .filename(database)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
@@ -77,17 +80,29 @@ impl SqliteRecords {
 }
 
 fn lock(config: &Config) -> Result<File, StoreError> {
-    let unusable = |error: std::io::Error| StoreError::Unavailable {
-        operation: "use the data directory",
-        message: format!("`{}`: {error}", config.data_dir.display()).into(),
-    };
-    make_private(&config.data_dir).map_err(unusable)?;
-    let file = File::create(config.data_dir.join(LOCK)).map_err(unusable)?;
+    make_private(&config.data_dir).map_err(|error| unusable(config, &error))?;
+    let file = create_private(&config.data_dir.join(LOCK)).map_err(|error| unusable(config, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(config.data_dir.display().to_string().into())),
-        Err(TryLockError::Error(error)) => Err(unusable(error)),
+        Err(TryLockError::Error(error)) => Err(unusable(config, &error)),
     }
+}
+
+fn unusable(config: &Config, error: &std::io::Error) -> StoreError {
+    StoreError::Unavailable {
+        operation: "use the data directory",
+        message: format!("`{}`: {error}", config.data_dir.display()).into(),
+    }
+}
+
+/// Opens a file for writing and makes it if it is missing, for its owner alone; one that is there keeps content and mode.
+fn create_private(file: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(file)
 }
 
 /// Makes the data directory, and its parents, for its owner alone: it holds who asked what and when. One that is there
@@ -108,6 +123,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "money", include_str!("../migrations/0004_money.sql")),
     (5, "tokens", include_str!("../migrations/0005_tokens.sql")),
     (7, "notices", include_str!("../migrations/0007_notices.sql")),
+    (8, "former users", include_str!("../migrations/0008_former_users.sql")),
 ];
 
 fn migrations() -> Migrator {

@@ -55,6 +55,10 @@ async fn apply(connection: &mut SqliteConnection, change: Change) -> Result<(), 
         Change::PutUser(user) => put_user(connection, &user).await,
         Change::DeleteUser(user) => {
             let id = user.to_string();
+            sqlx::query("INSERT INTO former_users (id, name) SELECT id, name FROM users WHERE id = $1")
+                .bind(&id)
+                .execute(&mut *connection)
+                .await?;
             sqlx::query("DELETE FROM user_groups WHERE user_id = $1").bind(&id).execute(&mut *connection).await?;
             sqlx::query("DELETE FROM users WHERE id = $1").bind(&id).execute(connection).await.map(drop)
         }
@@ -205,6 +209,17 @@ pub(super) async fn tables(pool: &SqlitePool) -> Result<PolicyTables, StoreError
 pub(super) async fn user(pool: &SqlitePool, id: UserId) -> Result<Option<UserRecord>, StoreError> {
     let select = sqlx::query("SELECT * FROM users WHERE id = $1").bind(id.to_string());
     with_groups(pool, select.fetch_optional(pool).await.map_err(failed("look up a user"))?).await
+}
+
+/// Somebody who was deleted: a name, and no right to anything.
+pub(super) async fn former_user(pool: &SqlitePool, id: UserId) -> Result<Option<UserRecord>, StoreError> {
+    let select = sqlx::query("SELECT name FROM former_users WHERE id = $1").bind(id.to_string());
+    let row = select.fetch_optional(pool).await.map_err(failed("look up a former user"))?;
+    let former = |row: SqliteRow| -> Result<UserRecord, StoreError> {
+        let name: String = column(&row, "former user", "name")?;
+        Ok(UserRecord::former(id, &name))
+    };
+    row.map(former).transpose()
 }
 
 pub(super) async fn user_by_subject(
