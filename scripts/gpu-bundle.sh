@@ -28,6 +28,15 @@ rm "$out/list"
 
 cargo build --release --features cuda --bin millgate
 copy "$target/release/millgate" millgate
+# NVIDIA's checker of memory accesses and races, which PyTorch does not bring.
+sanitizer="${XDG_CACHE_HOME:-$HOME/.cache}/millgate/sanitizer-13.0"
+if [ ! -e "$sanitizer/complete" ]; then
+    python3 -m venv "$sanitizer"
+    "$sanitizer/bin/pip" install --quiet --disable-pip-version-check --no-deps nvidia-cuda-sanitizer-api==13.0.85
+    touch "$sanitizer/complete"
+fi
+cp -r "$sanitizer"/lib/python3*/site-packages/nvidia/cu13/bin "$out/sanitizer"
+
 # Tests find their models below the folder they were built in.
 pwd >"$out/built-in"
 tar -C target -cf - gpu | xz -2 -T0 >target/gpu.tar.xz

@@ -42,18 +42,19 @@ run() { # run NAME COMMAND...
 }
 
 for program in "$bundle"/tests/*; do
-    # On a device tests take turns: what one measures the other would change.
+    # Few at a time: they share one device.
     run "$(basename "$program")" "$program" cuda --test-threads=4
 done
-if command -v compute-sanitizer >/dev/null && [ -z "${MILLGATE_EMULATOR:-}" ]; then
+sanitizer="$bundle/sanitizer/compute-sanitizer"
+if [ -x "$sanitizer" ] && [ -z "${MILLGATE_EMULATOR:-}" ]; then
     for tool in memcheck racecheck synccheck; do
         for program in "$bundle"/tests/millgate-kernels-test-*; do
-            run "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+            run "compute-sanitizer $tool" "$sanitizer" --tool "$tool" --error-exitcode 9 \
                 "$program" cuda::rows cuda::heads --test-threads=1
         done
     done
 else
-    echo "compute-sanitizer is not here: not run"
+    echo "compute-sanitizer: not run (it needs a real GPU, and is part of the bundle)"
 fi
 
 echo
