@@ -1,12 +1,16 @@
-//! Times the operations of one layer on a GPU, by the device's own clock, and says how near each comes to the card.
+//! Times the operations of a model's step on a GPU, by the device's own clock, and says how near each comes to the card.
 //!
 //! `gpu SHAPE`, where SHAPE is 0.6b, 1b, 8b, or tiny for a try on an emulated device. Bandwidth and matrix rate of the
 //! card are measured first; every operation is then a share of whichever binds. Bytes count once what must move once.
 
 #![expect(clippy::print_stdout, reason = "the table is the result")]
 
+mod attention;
+mod layer;
+mod sampling;
+
 use half::bf16;
-use millgate_kernels::cuda::{self, Buffer, CudaError, Event, Gpu, KvCache, MatMul, RopeStore};
+use millgate_kernels::cuda::{self, Buffer, CudaError, Event, Gpu, MatMul};
 
 /// More than the second-level cache of any card.
 const CACHE_BYTES: usize = 256 << 20;
@@ -20,14 +24,63 @@ struct Shape {
     dim: usize,
     vocab: usize,
     rows: &'static [usize],
+    /// Sequences and the context of each.
+    decode: &'static [(usize, usize)],
+    prompts: &'static [usize],
 }
 
 const ROWS: &[usize] = &[1, 8, 32, 128, 512, 4096];
+const DECODE: &[(usize, usize)] = &[(1, 1024), (1, 16_384), (32, 1024), (32, 4096), (128, 1024)];
+const PROMPTS: &[usize] = &[512, 4096, 16_384];
 const SHAPES: [Shape; 4] = [
-    Shape { name: "0.6b", hidden: 1024, mlp: 3072, heads: 16, kv_heads: 8, dim: 128, vocab: 151_936, rows: ROWS },
-    Shape { name: "1b", hidden: 2048, mlp: 8192, heads: 32, kv_heads: 8, dim: 64, vocab: 128_256, rows: ROWS },
-    Shape { name: "8b", hidden: 4096, mlp: 14_336, heads: 32, kv_heads: 8, dim: 128, vocab: 128_256, rows: ROWS },
-    Shape { name: "tiny", hidden: 64, mlp: 128, heads: 4, kv_heads: 2, dim: 16, vocab: 256, rows: &[1, 5] },
+    Shape {
+        name: "0.6b",
+        hidden: 1024,
+        mlp: 3072,
+        heads: 16,
+        kv_heads: 8,
+        dim: 128,
+        vocab: 151_936,
+        rows: ROWS,
+        decode: DECODE,
+        prompts: PROMPTS,
+    },
+    Shape {
+        name: "1b",
+        hidden: 2048,
+        mlp: 8192,
+        heads: 32,
+        kv_heads: 8,
+        dim: 64,
+        vocab: 128_256,
+        rows: ROWS,
+        decode: DECODE,
+        prompts: PROMPTS,
+    },
+    Shape {
+        name: "8b",
+        hidden: 4096,
+        mlp: 14_336,
+        heads: 32,
+        kv_heads: 8,
+        dim: 128,
+        vocab: 128_256,
+        rows: ROWS,
+        decode: DECODE,
+        prompts: PROMPTS,
+    },
+    Shape {
+        name: "tiny",
+        hidden: 64,
+        mlp: 128,
+        heads: 4,
+        kv_heads: 2,
+        dim: 16,
+        vocab: 256,
+        rows: &[1, 5],
+        decode: &[(2, 300)],
+        prompts: &[40],
+    },
 ];
 
 /// What the card does at best, as measured.
@@ -65,10 +118,12 @@ fn main() -> Result<(), CudaError> {
     );
     println!("| operation | rows | µs | GB/s | TFLOP/s | share of the card |\n|---|---:|---:|---:|---:|---:|");
     for &rows in shape.rows {
-        products(&gpu, &card, shape, rows)?;
-        others(&gpu, &card, shape, rows)?;
+        layer::products(&gpu, &card, shape, rows)?;
+        layer::others(&gpu, &card, shape, rows)?;
     }
-    Ok(())
+    attention::decode(&gpu, &card, shape)?;
+    attention::prefill(&gpu, &card, shape)?;
+    sampling::draws(&gpu, &card, shape)
 }
 
 fn measure_card(gpu: &Gpu, is_tiny: bool) -> Result<Card, CudaError> {
@@ -80,65 +135,6 @@ fn measure_card(gpu: &Gpu, is_tiny: bool) -> Result<Card, CudaError> {
     let square = MatMul::dense(side, side, side);
     let product = median_seconds(gpu, || cuda::matmul(gpu, x.view(), w.view(), y.view_mut(), square))?;
     Ok(Card { bytes_per_second: (8 * len) as f64 / copy, flops_per_second: (2 * side * side * side) as f64 / product })
-}
-
-fn products(gpu: &Gpu, card: &Card, shape: &Shape, rows: usize) -> Result<(), CudaError> {
-    let qkv = (shape.heads + 2 * shape.kv_heads) * shape.dim;
-    let sizes = [
-        ("qkv", shape.hidden, qkv),
-        ("attention output", shape.heads * shape.dim, shape.hidden),
-        ("gate and up", shape.hidden, 2 * shape.mlp),
-        ("down", shape.mlp, shape.hidden),
-        ("head", shape.hidden, shape.vocab),
-    ];
-    for (name, inputs, outputs) in sizes {
-        // Logits are wanted for few rows only.
-        let rows = if name == "head" { rows.min(128) } else { rows };
-        let x = noise(gpu, rows * inputs)?;
-        // Weights in turn, more than the cards' caches hold: as in a model, they come from memory.
-        let copies = (CACHE_BYTES / (2 * inputs * outputs)).clamp(1, 64);
-        let weights = (0..copies).map(|_| noise(gpu, inputs * outputs)).collect::<Result<Vec<_>, _>>()?;
-        let mut turn = weights.iter().cycle();
-        let mut y = gpu.alloc::<bf16>(rows * outputs)?;
-        let size = MatMul::dense(rows, inputs, outputs);
-        let seconds = median_seconds(gpu, || {
-            let w = turn.next().expect("at least one copy");
-            cuda::matmul(gpu, x.view(), w.view(), y.view_mut(), size)
-        })?;
-        let bytes = 2 * (rows * inputs + inputs * outputs + rows * outputs);
-        report(card, name, rows, seconds, &Cost { bytes, flops: 2 * rows * inputs * outputs });
-    }
-    Ok(())
-}
-
-fn others(gpu: &Gpu, card: &Card, shape: &Shape, rows: usize) -> Result<(), CudaError> {
-    let (width, heads) = (shape.hidden, shape.heads + 2 * shape.kv_heads);
-    let (x, weight) = (noise(gpu, rows * width)?, noise(gpu, width)?);
-    let (mut residual, mut out) = (noise(gpu, rows * width)?, gpu.alloc::<bf16>(rows * width)?);
-    let norm = || cuda::add_rms_norm(gpu, x.view(), residual.view_mut(), weight.view(), 1e-5, out.view_mut());
-    let seconds = median_seconds(gpu, norm)?;
-    report(card, "residual and norm", rows, seconds, &Cost { bytes: 8 * rows * width, flops: 0 });
-
-    let (gate_up, mut gated) = (noise(gpu, rows * 2 * shape.mlp)?, gpu.alloc::<bf16>(rows * shape.mlp)?);
-    let seconds = median_seconds(gpu, || cuda::silu_mul(gpu, gate_up.view(), shape.mlp, gated.view_mut()))?;
-    report(card, "gate", rows, seconds, &Cost { bytes: 6 * rows * shape.mlp, flops: 0 });
-
-    let blocks = rows.div_ceil(32);
-    let mut cache = KvCache::<bf16>::new(gpu, shape.kv_heads, shape.dim, blocks)?;
-    let numbers: Vec<u32> = (0..rows as u32).collect();
-    let (numbers, table) = (gpu.upload(&numbers)?, gpu.zeroed::<f32>(rows * shape.dim)?);
-    let mut qkv = noise(gpu, rows * heads * shape.dim)?;
-    let input = RopeStore {
-        heads: shape.heads,
-        positions: numbers.view(),
-        slots: numbers.view(),
-        table: table.view(),
-        pairs: shape.dim / 2,
-        qk_norm: None,
-    };
-    let seconds = median_seconds(gpu, || cuda::rope_store(gpu, qkv.view_mut(), &input, &mut cache))?;
-    report(card, "rotation and store", rows, seconds, &Cost { bytes: 4 * rows * heads * shape.dim, flops: 0 });
-    Ok(())
 }
 
 fn report(card: &Card, name: &str, rows: usize, seconds: f64, cost: &Cost) {
