@@ -235,3 +235,72 @@ fn a_row_has_the_same_bits_alone_and_in_company() {
         assert!(got == together[from * 384..(from + len) * 384], "sequence at {from} differs in company");
     }
 }
+
+/// Memory that a recorded step reads, with room for more than a step needs.
+struct Lists {
+    items: Buffer<u32>,
+    combines: Buffer<u32>,
+    counts: Buffer<u32>,
+    spans: Buffer<u32>,
+}
+
+impl Lists {
+    fn write(&mut self, sizes: &AttentionSizes, spans: &[SequenceSpan]) {
+        let mut plan = AttentionPlan::default();
+        plan.fill(sizes, spans);
+        for (buffer, words) in [
+            (&mut self.items, &plan.decode[..]),
+            (&mut self.combines, &plan.combine[..]),
+            (&mut self.counts, &plan.counts()[..]),
+            (&mut self.spans, &span_words(spans)[..]),
+        ] {
+            let mut all = vec![0xdead_beef; buffer.len()];
+            all[..words.len()].copy_from_slice(words);
+            buffer.view_mut().write(&all).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_recorded_step_serves_sequences_of_other_lengths_and_numbers() {
+    let Some(gpu) = gpu() else { return };
+    // A device of its own: what other tests queue meanwhile must not be recorded.
+    let gpu = &Gpu::open(gpu.info().ordinal).unwrap();
+    let mut random = Random(8);
+    let case = case(&mut random, &[(1, 700), (1, 1), (1, 257), (1, 90)]);
+    let filled = fill::<bf16>(gpu, &mut random, &case, 2, 64, OF_BF16);
+    let sizes = AttentionSizes { heads: 6, kv_heads: 2, head_dim: 64, window: None, is_f32: false };
+    let (q, _) = rounded::<bf16>(&random.floats(4 * 384));
+    let (device_q, tables) = (gpu.upload(&q).unwrap(), gpu.upload(&case.tables).unwrap());
+    let mut lists = Lists {
+        items: gpu.zeroed(4 * sizes.max_items(4, 700)).unwrap(),
+        combines: gpu.zeroed(16).unwrap(),
+        counts: gpu.zeroed(2).unwrap(),
+        spans: gpu.zeroed(20).unwrap(),
+    };
+    let mut partial = gpu.zeroed::<f32>(sizes.partial_len(4, 700)).unwrap();
+    let mut out = super::poisoned::<bf16>(gpu, 4 * 384);
+    let mut graph = {
+        let (spans, tables) = (lists.spans.view(), tables.view());
+        let input = AttentionInput { sizes, q: device_q.view(), q_stride: 384, spans, tables, scale: 0.125 };
+        let (items, combines, counts) = (lists.items.view(), lists.combines.view(), lists.counts.view());
+        let mut step = || {
+            let work = DecodeWork { items, combines, counts, partial: partial.view_mut() };
+            cuda::decode_attention(gpu, &input, &work, &filled.device, out.view_mut())
+        };
+        step().unwrap();
+        gpu.capture(step).unwrap()
+    };
+    let shorter = |index: usize, context_len| SequenceSpan { context_len, ..case.spans[index] };
+    for spans in [&case.spans[..], &[shorter(0, 299), shorter(2, 64)], &[], &[shorter(3, 90), shorter(0, 650)]] {
+        lists.write(&sizes, spans);
+        out.view_mut().write(&vec![bf16::NAN; 4 * 384]).unwrap();
+        graph.launch().unwrap();
+        let got = out.read().unwrap();
+        let eager = Case { spans: spans.to_vec(), tables: case.tables.clone(), num_blocks: case.num_blocks, tokens: 4 };
+        let wanted = attend(gpu, sizes, &eager, (&q, 384), &filled.device).read().unwrap();
+        let bits = |values: &[bf16]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&got) == bits(&wanted), "{} sequences", spans.len());
+        assert_eq!(got.iter().filter(|v| !v.is_nan()).count(), spans.len() * 384);
+    }
+}

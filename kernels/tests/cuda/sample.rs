@@ -200,6 +200,38 @@ fn penalties_biases_and_bans_change_what_is_drawn_and_not_what_is_scored() {
 }
 
 #[test]
+fn the_newest_token_counts_though_nobody_has_read_it() {
+    if gpu().is_none() {
+        return;
+    }
+    let mut all = vec![0.0; 5000];
+    (all[4100], all[7]) = (5.0, 4.7);
+    let previous = [4100, u32::MAX];
+    let mut words = Vec::new();
+    let known = LogitAdjustment { token: 4100, count: 1, bias: 0.6, is_seen: false, is_forbidden: false };
+    LogitAdjustment::pack([known], &mut words);
+    let greedy = DrawRow { temperature: 0.0, ..PLAIN };
+    let often = DrawRow { frequency: 0.5, ..greedy };
+    let again = DrawRow { repetition: 1.2, ..greedy };
+    let listed = |row| DrawRow { adjustments: (0, 1), ..row };
+    let pending = |row, draw| DrawRow { pending: Some(draw), ..row };
+    let rows = [
+        (often, 4100),
+        (pending(often, 0), 7),
+        (listed(often), 4100),
+        (pending(listed(often), 0), 7),
+        (pending(again, 0), 7),
+        (listed(again), 4100),
+        (pending(listed(again), 0), 4100), // 5 / 1.2 + 0.6
+        (pending(DrawRow { repetition: 1.3, ..listed(again) }, 0), 7),
+        (pending(often, 1), 4100),
+        (pending(often, 9), 4100),
+    ];
+    let drawn = draw(&all, 5000, &rows.map(|(row, _)| row), &words, &previous);
+    assert_eq!(drawn.iter().map(token).collect::<Vec<_>>(), rows.map(|(_, wanted)| wanted));
+}
+
+#[test]
 fn log_probabilities_are_of_the_raw_row_and_the_top_is_in_order() {
     if gpu().is_none() {
         return;
