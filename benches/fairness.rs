@@ -86,6 +86,7 @@ fn demo() -> anyhow::Result<(Box<dyn Model>, ModelText)> {
     let options = LoadOptions {
         device: millgate_models::Device::Cpu,
         kv_bytes: None,
+        deterministic: true,
         pool: Arc::new(Pool::for_this_machine()),
         num_blocks: 1000,
         max_step_tokens: 512,

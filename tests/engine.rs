@@ -10,7 +10,7 @@ use millgate::engine::{
     CacheSalt, Config, EngineHandle, Event, EventStream, FlowId, Request, RequestId, SamplingParams, spawn,
 };
 use millgate_kernels::Pool;
-use millgate_models::{Checkpoint, KvDtypeChoice, LoadOptions, Silent, Source};
+use millgate_models::{Checkpoint, Device, KvDtypeChoice, LoadOptions, Model, Silent, Source};
 use uuid::Uuid;
 
 /// One checkpoint for each way of computing: f32, bf16 with head norms, a sliding window, and quantised weights.
@@ -19,11 +19,22 @@ const CHECKPOINTS: [&str; 4] = ["tiny-llama", "qwen3-bf16", "mistral-window", "g
 const SAFE_TOKENS: u32 = 250;
 
 fn start(name: &str, num_blocks: usize) -> EngineHandle {
+    start_on(Device::Cpu, name, num_blocks)
+}
+
+/// An engine over a checkpoint of the test data.
+pub(crate) fn start_on(device: Device, name: &str, num_blocks: usize) -> EngineHandle {
+    // Answers are compared by token ids, so any tokenizer will do; this one is there for every checkpoint.
+    spawn(name, load(device, name, num_blocks), FakeModel::text(), Config::default()).unwrap()
+}
+
+pub(crate) fn load(device: Device, name: &str, num_blocks: usize) -> Box<dyn Model> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/testdata").join(name);
     let source: Source = path.display().to_string().parse().unwrap();
     let options = LoadOptions {
-        device: millgate_models::Device::Cpu,
+        device,
         kv_bytes: None,
+        deterministic: true,
         pool: Arc::new(Pool::new(2)),
         num_blocks,
         max_step_tokens: 96,
@@ -31,13 +42,11 @@ fn start(name: &str, num_blocks: usize) -> EngineHandle {
         kv_dtype: KvDtypeChoice::Auto,
         context_window: None,
     };
-    let model = Checkpoint::open_local(&source).unwrap().load(&options, &Silent).unwrap();
-    // Answers are compared by token ids, so any tokenizer will do; this one is there for every checkpoint.
-    spawn(name, model, FakeModel::text(), Config::default()).unwrap()
+    Checkpoint::open_local(&source).unwrap().load(&options, &Silent).unwrap()
 }
 
 /// 64 requests, no two alike: prompts with common beginnings, every sampling setting, one to three choices.
-fn request(index: u32) -> Request {
+pub(crate) fn request(index: u32) -> Request {
     let pick = index as usize;
     Request {
         id: RequestId(Uuid::nil()),
@@ -69,9 +78,9 @@ fn request(index: u32) -> Request {
 }
 
 /// Token ids and the bits of their log probabilities, by choice.
-type Answer = Vec<Vec<(u32, u32)>>;
+pub(crate) type Answer = Vec<Vec<(u32, u32)>>;
 
-async fn read(mut stream: EventStream, choices: u32) -> Answer {
+pub(crate) async fn read(mut stream: EventStream, choices: u32) -> Answer {
     let mut answer = vec![Vec::new(); choices as usize];
     let mut last = None;
     while let Some(event) = stream.next().await {
@@ -86,7 +95,7 @@ async fn read(mut stream: EventStream, choices: u32) -> Answer {
     answer
 }
 
-async fn together(engine: &EngineHandle) -> Vec<Answer> {
+pub(crate) async fn together(engine: &EngineHandle) -> Vec<Answer> {
     let submit = |index| (engine.submit(request(index)).unwrap(), request(index).choices);
     let streams: Vec<_> = (0..64).map(submit).collect();
     futures::future::join_all(streams.into_iter().map(|(stream, choices)| read(stream, choices))).await

@@ -19,6 +19,8 @@ mod audit;
 mod blackbox;
 mod cli;
 mod cli_keys;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod engine;
 mod governance;
 mod governance_accounts;

@@ -17,7 +17,7 @@ use crate::error::LoadError;
 use crate::gguf_text::gguf_tokenizer;
 use crate::layers::RopeScaling;
 use crate::model::{Model, ModelSpec};
-use crate::options::{Footprint, LoadOptions, QuantizeTo};
+use crate::options::{Footprint, KvDtypeChoice, LoadOptions, QuantizeTo};
 use crate::progress::{Progress, Silent};
 use crate::source::{Demo, Source};
 use crate::summary::{FormatCount, Summary};
@@ -244,12 +244,9 @@ impl Checkpoint {
             cache: quantization.cache.as_ref(),
         });
         let loader = Loader::new(quantized.as_ref().map_or(stored, |quantized| quantized), progress);
-        let weights = DecoderWeights::load(&loader, config, self.is_tied);
-        progress.finish();
-        let weights = weights?;
         let spec = ModelSpec {
             architecture: config.architecture.to_owned(),
-            device: Device::Cpu,
+            device: options.device,
             vocab_size: config.vocab_size,
             context_window,
             num_layers: config.num_layers,
@@ -258,11 +255,65 @@ impl Checkpoint {
             max_step_tokens: options.max_step_tokens,
             max_output_rows: options.max_output_rows,
             parameters: self.parameters(),
-            weight_bytes: weights.bytes() as u64,
+            weight_bytes: 0,
             gpu_memory: None,
         };
+        if let Device::Cuda(ordinal) = options.device {
+            let model = self.load_on_gpu(ordinal, &loader, spec, options);
+            progress.finish();
+            return model;
+        }
+        if options.kv_dtype == KvDtypeChoice::Fp8 {
+            return Err(LoadError::CpuKvDtype);
+        }
+        let weights = DecoderWeights::load(&loader, config, self.is_tied);
+        progress.finish();
+        let weights = weights?;
+        let spec = ModelSpec { weight_bytes: weights.bytes() as u64, ..spec };
         let decoder = Decoder::new(config, weights, DecoderLimits { spec, kv_shape }, options.pool.clone());
         Ok(Box::new(decoder.map_err(|source| LoadError::Memory { source })?))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn load_on_gpu(
+        &self,
+        ordinal: usize,
+        loader: &Loader<'_>,
+        spec: ModelSpec,
+        options: &LoadOptions,
+    ) -> Result<Box<dyn Model>, LoadError> {
+        let matrices = self.tensors.iter().filter(|tensor| tensor.shape.len() > 1);
+        let formats: Vec<WeightFormat> = matrices.map(|tensor| tensor.format).collect();
+        crate::cuda::load(crate::cuda::DeviceLoad {
+            ordinal,
+            config: &self.config,
+            loader,
+            is_tied: self.is_tied,
+            formats: &formats,
+            weight_bytes: &|width| self.tensors.iter().map(|tensor| self.gpu_bytes(tensor, width)).sum(),
+            spec,
+            options,
+        })
+    }
+
+    /// Layers keep their blocks; embedding and head are numbers of `width` bytes.
+    #[cfg(feature = "cuda")]
+    fn gpu_bytes(&self, tensor: &TensorPlan, width: u64) -> u64 {
+        let is_of_layer = tensor.shape.len() > 1 && tensor.shape[0] != self.config.vocab_size;
+        if is_of_layer && tensor.format.is_quantised() { tensor.file_bytes() } else { tensor.elements() * width }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[expect(clippy::unused_self, reason = "the other build loads the model")]
+    fn load_on_gpu(
+        &self,
+        ordinal: usize,
+        _: &Loader<'_>,
+        _: ModelSpec,
+        _: &LoadOptions,
+    ) -> Result<Box<dyn Model>, LoadError> {
+        let Err(source) = crate::DeviceChoice::Cuda(ordinal).choose() else { unreachable!("this build finds no GPU") };
+        Err(LoadError::Device { source })
     }
 
     fn context_window(&self, options: &LoadOptions) -> Result<usize, LoadError> {

@@ -66,6 +66,52 @@ pub enum LoadError {
         /// The formats they are in.
         formats: String,
     },
+    /// The GPU refused, or has not enough memory.
+    #[cfg(feature = "cuda")]
+    #[error("cannot load the model on the GPU")]
+    Gpu {
+        /// What went wrong.
+        #[source]
+        source: millgate_kernels::cuda::CudaError,
+    },
+    /// The GPU's cache has the number format of the model's activations.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "on a GPU a model in {weights} has its KV cache in the same format, or in fp8 where it is bf16; leave `kv_dtype` at auto"
+    )]
+    GpuKvDtype {
+        /// The format.
+        weights: &'static str,
+    },
+    /// The model does not fit into the memory of the GPU.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "`{device}` has {} free and the model needs {}: {} of weights, {} of activations, and at least {} of KV cache; \
+         choose a smaller model or one in 16 bits, a shorter `context_window`, fewer `engine.step_tokens`, or another device",
+        indicatif::BinaryBytes(*.free), indicatif::BinaryBytes(.weights + .activations + .cache),
+        indicatif::BinaryBytes(*.weights), indicatif::BinaryBytes(*.activations), indicatif::BinaryBytes(*.cache)
+    )]
+    GpuTooSmall {
+        /// The device.
+        device: crate::Device,
+        /// Bytes free on it.
+        free: u64,
+        /// Bytes of weights.
+        weights: u64,
+        /// Bytes of activations.
+        activations: u64,
+        /// Bytes of the smallest useful cache.
+        cache: u64,
+    },
+    /// The CPU has no cache of this format.
+    #[error("`kv_dtype = fp8` is for GPUs; on the CPU there are f32 and bf16")]
+    CpuKvDtype,
+    /// The device that the options name cannot be used.
+    #[error(transparent)]
+    Device {
+        /// Which, and why.
+        source: crate::DeviceError,
+    },
     /// The context window asked for is not one that the model has.
     #[error("context window {wanted} is not within the model's 1 to {model} tokens")]
     ContextWindow {

@@ -4,6 +4,8 @@ mod arch;
 mod batch;
 mod builtin;
 mod checkpoint;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod draw;
 mod error;

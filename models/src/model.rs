@@ -84,6 +84,14 @@ pub enum ForwardError {
         /// The value it must have or stay within.
         limit: usize,
     },
+    /// The GPU refused, or reports that earlier work failed.
+    #[cfg(feature = "cuda")]
+    #[error("forward pass failed on the GPU")]
+    Gpu {
+        /// The operation and the driver's own message.
+        #[source]
+        source: millgate_kernels::cuda::CudaError,
+    },
     /// A kernel refused its inputs.
     #[error("forward pass failed in {operation}")]
     Kernel {

@@ -18,6 +18,8 @@ pub struct LoadOptions {
     pub num_blocks: usize,
     /// Size of the KV cache on a GPU, if it was set; `num_blocks` bounds it all the same.
     pub kv_bytes: Option<u64>,
+    /// On a GPU, compute a row alike whatever else is in its step, at some cost in speed. On the CPU it always is so.
+    pub deterministic: bool,
     /// Most tokens in one step: sizes the activations.
     pub max_step_tokens: usize,
     /// Most rows a step returns logits for.
@@ -52,6 +54,8 @@ pub enum KvDtypeChoice {
     F32,
     /// 2 bytes an element.
     Bf16,
+    /// 1 byte an element (e4m3); on a GPU only, for models in bf16.
+    Fp8,
 }
 
 impl KvDtypeChoice {
@@ -59,7 +63,8 @@ impl KvDtypeChoice {
     pub fn resolve(self, weights_are_f32: bool) -> KvDtype {
         match self {
             Self::F32 => KvDtype::F32,
-            Self::Bf16 => KvDtype::Bf16,
+            // Who asks for it on the CPU is refused before this matters.
+            Self::Bf16 | Self::Fp8 => KvDtype::Bf16,
             Self::Auto if weights_are_f32 => KvDtype::F32,
             Self::Auto => KvDtype::Bf16,
         }

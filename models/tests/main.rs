@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 mod bundled;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gguf_reading;
 mod hostile_files;
 mod hub;

@@ -15,9 +15,9 @@ struct Recorded {
     vocab_size: usize,
 }
 
-struct Expected {
-    prompt: Vec<u32>,
-    greedy: Vec<u32>,
+pub(crate) struct Expected {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) greedy: Vec<u32>,
     /// At every position of prompt + greedy.
     logprobs: Vec<Vec<f64>>,
 }
@@ -32,11 +32,19 @@ fn expected(stem: &Path) -> Expected {
 }
 
 fn of_folder(name: &str) -> (Rig, Expected) {
-    (Rig::open(name), expected(&testdata(name).join("expected")))
+    (Rig::open(name), expected_of_folder(name))
 }
 
 fn of_gguf(name: &str) -> (Rig, Expected) {
-    (Rig::open(&format!("gguf/{name}.gguf")), expected(&testdata("gguf").join(name)))
+    (Rig::open(&format!("gguf/{name}.gguf")), expected_of_gguf(name))
+}
+
+pub(crate) fn expected_of_folder(name: &str) -> Expected {
+    expected(&testdata(name).join("expected"))
+}
+
+pub(crate) fn expected_of_gguf(name: &str) -> Expected {
+    expected(&testdata("gguf").join(name))
 }
 
 fn teacher_forced(rig: &mut Rig, expected: &Expected) -> Vec<Vec<f64>> {
@@ -73,7 +81,7 @@ fn mean_divergence(found: &[Vec<f64>], expected: &[Vec<f64>]) -> f64 {
     found.iter().zip(expected).map(|(found, expected)| divergence(found, expected)).sum::<f64>() / found.len() as f64
 }
 
-fn check_exact((mut rig, expected): (Rig, Expected)) {
+pub(crate) fn check_exact((mut rig, expected): (Rig, Expected)) {
     let (greedy, _) = rig.greedy(&expected.prompt, expected.greedy.len());
     assert_eq!(greedy, expected.greedy);
     let difference = largest_difference(&teacher_forced(&mut rig, &expected), &expected.logprobs);
@@ -81,12 +89,16 @@ fn check_exact((mut rig, expected): (Rig, Expected)) {
 }
 
 /// Weights and cache are bf16 or f16, the reference computes with the same weights in f32.
-fn check_half((mut rig, expected): (Rig, Expected)) {
+fn check_half(model: (Rig, Expected)) {
+    check_close(model, 0.05, 0.001);
+}
+
+pub(crate) fn check_close((mut rig, expected): (Rig, Expected), most_difference: f64, most_divergence: f64) {
     let found = teacher_forced(&mut rig, &expected);
     let difference = largest_forced_difference(&found, &expected);
     let divergence = mean_divergence(&found, &expected.logprobs);
-    assert!(difference < 0.05, "largest difference {difference}");
-    assert!(divergence < 0.001, "mean divergence {divergence} nats");
+    assert!(difference < most_difference, "largest difference {difference}");
+    assert!(divergence < most_divergence, "mean divergence {divergence} nats");
 }
 
 /// Activations are rounded to 8 bits, which is all that may differ: the reference has the same dequantised weights.

@@ -41,6 +41,7 @@ pub(crate) fn options() -> LoadOptions {
     LoadOptions {
         device: millgate_models::Device::Cpu,
         kv_bytes: None,
+        deterministic: true,
         pool: Arc::new(Pool::new(2)),
         num_blocks: 32,
         max_step_tokens: 160,
@@ -53,8 +54,12 @@ pub(crate) fn options() -> LoadOptions {
 impl Rig {
     /// Loads a checkpoint of the test data.
     pub(crate) fn open(name: &str) -> Self {
+        Self::open_with(name, &options())
+    }
+
+    pub(crate) fn open_with(name: &str, options: &LoadOptions) -> Self {
         let checkpoint = Checkpoint::open_local(&source(name)).unwrap();
-        Self::of(checkpoint.load(&options(), &Silent).unwrap())
+        Self::of(checkpoint.load(options, &Silent).unwrap())
     }
 
     pub(crate) fn of(model: Box<dyn Model>) -> Self {

@@ -145,13 +145,16 @@ fn load_options(
     num_blocks: usize,
     device: Device,
 ) -> LoadOptions {
+    // A GPU is busy only with many rows at once.
+    let step_tokens = if device == Device::Cpu { 512 } else { 4096 };
     LoadOptions {
         device,
         kv_bytes: cache_bytes(model, settings),
+        deterministic: settings.deterministic,
         pool: Arc::clone(pool),
         num_blocks,
         // A step must have room for one token of every sequence.
-        max_step_tokens: settings.step_tokens.max(output_rows(settings)),
+        max_step_tokens: settings.step_tokens.unwrap_or(step_tokens).max(output_rows(settings)),
         max_output_rows: output_rows(settings),
         kv_dtype: model.kv_dtype,
         context_window: model.context_window,

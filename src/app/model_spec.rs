@@ -51,6 +51,7 @@ pub(super) fn env_of(settings: &ModelSettings) -> Map<String, Value> {
         KvDtypeChoice::Auto => {}
         KvDtypeChoice::F32 => drop(env.insert("kv_dtype".into(), "f32".into())),
         KvDtypeChoice::Bf16 => drop(env.insert("kv_dtype".into(), "bf16".into())),
+        KvDtypeChoice::Fp8 => drop(env.insert("kv_dtype".into(), "fp8".into())),
     }
     if let Some(to) = settings.quantize {
         env.insert("quantize".into(), to.name().into());

@@ -72,7 +72,7 @@ pub struct ModelCreateArgs {
     /// The size of its KV cache: 512MiB, 2GiB
     #[arg(long, value_name = "BYTES")]
     pub kv_memory: Option<String>,
-    /// The number format of its KV cache: auto, f32 or bf16
+    /// The number format of its KV cache: auto, f32, bf16, or on a GPU fp8
     #[arg(long, value_name = "FORMAT")]
     pub kv_dtype: Option<String>,
     /// Quantize its weights while they load: none, q8_0 or q4_k

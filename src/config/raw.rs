@@ -103,6 +103,8 @@ pub struct RawEngine {
     pub prefix_cache: Option<bool>,
     /// Where models compute.
     pub device: Option<String>,
+    /// Whether a GPU computes a row alike whatever else is in its step.
+    pub deterministic: Option<bool>,
 }
 
 /// `[memory]`.
@@ -305,6 +307,7 @@ impl RawKvDtype {
             Self::Auto => KvDtypeChoice::Auto,
             Self::F32 => KvDtypeChoice::F32,
             Self::Bf16 => KvDtypeChoice::Bf16,
+            Self::Fp8 => KvDtypeChoice::Fp8,
         }
     }
 }
@@ -355,4 +358,6 @@ pub enum RawKvDtype {
     F32,
     /// 16 bits.
     Bf16,
+    /// 8 bits, on a GPU only.
+    Fp8,
 }

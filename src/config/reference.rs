@@ -97,7 +97,7 @@ pub const KEYS: &[Key] = &[
         .about("Users, key digests, tiers, the ledger. One process owns it; back it up."),
     key("engine", "max_step", "duration", "60ms", "\"60ms\"")
         .about("A step with somebody of the same or a higher tier decoding lasts at most this long; longer prompts are computed in pieces. Less: smoother streams. More: faster prompts."),
-    key("engine", "step_tokens", "tokens", "512", "512")
+    key("engine", "step_tokens", "tokens", "512; 4096 on a GPU", "512")
         .about("The most tokens one step computes; sizes the workspace."),
     key("engine", "max_running", "sequences", "as many as the model has output rows", "64")
         .about("How many sequences decode together. More raises throughput and each one's time between tokens."),
@@ -113,6 +113,8 @@ pub const KEYS: &[Key] = &[
         .about("Reuse the computed beginning of a prompt for the same user. Off only to measure."),
     key("engine", "device", "auto, cpu or cuda:N", "auto", "\"auto\"")
         .about("Where models compute. `auto` takes the first NVIDIA GPU that can be used, else the CPU, and says why. A GPU that is named must be there. Needs a build with the feature `cuda`."),
+    key("engine", "deterministic", "true or false", "false", "false")
+        .about("On a GPU, the numbers of an answer do not depend on who else is served, at some cost in speed. On the CPU they never do."),
     key("memory", "limit", "bytes or share", "80%", "\"80%\"")
         .about("All models together: weights, workspaces and KV caches. A share is of what the machine or its control group allows."),
     key("memory", "kv_cache", "bytes", "an equal part of what is left, at most 4GiB", "\"2GiB\"")
@@ -193,8 +195,8 @@ pub const KEYS: &[Key] = &[
     key("models", "context_window", "tokens", "the model's own", "8192")
         .about("The longest prompt plus answer. Shorter than the model's own saves KV cache for more users."),
     key("models", "kv_memory", "bytes", "memory.kv_cache", "\"2GiB\"").about("This model's KV cache."),
-    key("models", "kv_dtype", "auto, f32 or bf16", "auto", "\"auto\"")
-        .about("Number format of the KV cache: f32 for f32 models, else bf16. bf16 halves it."),
+    key("models", "kv_dtype", "auto, f32, bf16 or fp8", "auto", "\"auto\"")
+        .about("Number format of the KV cache: f32 for f32 models, else bf16. bf16 halves it. On a GPU it is that of the model, or fp8 for a bf16 model, which halves it again at some loss."),
     key("models", "device", "auto, cpu or cuda:N", "engine.device", "\"auto\"").about("Where this model computes."),
     key("models", "quantize", "none, q8_0 or q4_k", "none", "\"none\"")
         .about("Quantizes f32, f16 and bf16 weights while they load: q8_0 halves bf16 and loses hardly anything, q4_k takes a third and loses some. The result is kept in `quantized/` of the data directory, so later starts are quick."),

@@ -67,10 +67,12 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// How each model's engine batches requests.
     pub engine: EngineConfig,
-    /// The most tokens one step computes: sizes each model's workspace.
-    pub step_tokens: usize,
+    /// The most tokens one step computes: sizes each model's workspace. What suits the device when absent.
+    pub step_tokens: Option<usize>,
     /// Where models compute that name no device of their own.
     pub device: DeviceChoice,
+    /// Whether a GPU computes a row alike whatever else is in its step.
+    pub deterministic: bool,
     /// What all models may take together.
     pub memory_limit: MemoryBound,
     /// The KV cache of a model that sets none; a share of what is left when absent.
@@ -282,8 +284,9 @@ pub fn resolve(
         trusted_proxies: at.networks(&server.trusted_proxies.unwrap_or_default())?,
         model_folders: at.folders(server.model_folders.unwrap_or_default())?,
         data_dir: overrides.data_dir.clone().or(store.data_dir).unwrap_or_else(|| PathBuf::from("millgate-data")),
-        step_tokens: at.within("engine", "step_tokens", engine.step_tokens.unwrap_or(512), 32, 65_536)?,
+        step_tokens: engine.step_tokens.map(|size| at.within("engine", "step_tokens", size, 32, 65_536)).transpose()?,
         device: overrides.device.map_or_else(|| at.device(engine.device.as_deref()), Ok)?,
+        deterministic: engine.deterministic.unwrap_or(false),
         engine: at.engine(&engine)?,
         memory_limit: memory.limit.unwrap_or(MemoryBound::Percent(80)),
         kv_cache: memory.kv_cache,

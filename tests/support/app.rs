@@ -58,6 +58,7 @@ impl TierSpec {
 pub(crate) struct Builder {
     tiers: Vec<(String, TierSpec)>,
     fake: FakeOptions,
+    model: Option<Box<dyn millgate_models::Model>>,
     engine: engine::Config,
     api: api::Config,
     governance: governance::Config,
@@ -90,6 +91,7 @@ impl TestApp {
         Builder {
             tiers: Vec::new(),
             fake: FakeOptions::default(),
+            model: None,
             engine: engine::Config::default(),
             api: api::Config::default(),
             governance: governance::Config::default(),
@@ -112,6 +114,13 @@ impl Builder {
     /// Changes the fake model.
     pub(crate) fn fake(mut self, change: impl FnOnce(&mut FakeOptions)) -> Self {
         change(&mut self.fake);
+        self
+    }
+
+    /// Serves this model in the place of the fake one; its tokens are spelled as the fake model's.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn model(mut self, model: Box<dyn millgate_models::Model>) -> Self {
+        self.model = Some(model);
         self
     }
 
@@ -158,7 +167,7 @@ impl Builder {
     }
 
     /// Starts the server on a free port of the loopback address.
-    pub(crate) async fn start(self) -> TestApp {
+    pub(crate) async fn start(mut self) -> TestApp {
         let data = tempfile::tempdir().unwrap();
         let manual = (!self.has_system_clock).then(|| Arc::new(ManualClock::at(START_US)));
         let clock: Arc<dyn Clock> = match &manual {
@@ -177,7 +186,10 @@ impl Builder {
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let models = Models::default();
-        let engine = spawn_fake(MODEL, &self.fake, &self.engine);
+        let engine = match self.model.take() {
+            Some(model) => engine::spawn(MODEL, model, FakeModel::text(), self.engine.clone()).unwrap(),
+            None => spawn_fake(MODEL, &self.fake, &self.engine),
+        };
         models.put(served(MODEL, &engine));
         for name in &self.hidden_models {
             models.put(served(name, &spawn_fake(name, &self.fake, &self.engine)));

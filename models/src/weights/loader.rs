@@ -52,6 +52,32 @@ impl<'a> Loader<'a> {
         Ok(values)
     }
 
+    /// The number format of a tensor.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn format(&self, name: &str, shape: &[usize]) -> Result<WeightFormat, WeightsError> {
+        self.weights.require(name, shape)
+    }
+
+    /// A tensor as it lies in the file, checked. Call [`Self::advance`] once its bytes are used.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<(WeightFormat, crate::weights::MappedBytes<'_>), WeightsError> {
+        self.check_wanted()?;
+        let format = self.weights.require(name, shape)?;
+        let bytes = self.weights.read(name, self.shard)?;
+        quant::check(format, &bytes).map_err(|source| self.kernel_error(name, source))?;
+        Ok((format, bytes))
+    }
+
+    /// Reports bytes that have been used.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn advance(&self, bytes: usize) {
+        self.progress.advance(bytes as u64);
+    }
+
     fn check_wanted(&self) -> Result<(), WeightsError> {
         if self.progress.is_cancelled() { Err(WeightsError::Cancelled) } else { Ok(()) }
     }

@@ -94,7 +94,7 @@ pub(crate) struct ModelEnv {
     context_window: Option<u64>,
     /// The size of its KV cache, such as `2GiB`.
     kv_memory: Option<KvMemory>,
-    /// The number format of its KV cache: `auto`, `f32` or `bf16`.
+    /// The number format of its KV cache: `auto`, `f32`, `bf16`, or on a GPU `fp8`.
     kv_dtype: Option<KvDtype>,
     /// What its weights are quantised to while they load: `none`, `q8_0` or `q4_k`.
     quantize: Option<Quantize>,
@@ -119,6 +119,7 @@ pub(crate) enum KvDtype {
     Auto,
     F32,
     Bf16,
+    Fp8,
 }
 
 #[derive(ToSchema, Serialize, Deserialize)]
