@@ -33,6 +33,14 @@ pub(crate) fn take_limits(body: &mut Fields, field: &str) -> Result<Option<Vec<L
             Value::String(text) => text.parse().map_err(|error| body.complain(&name, format!("is wrong: {error}"))),
             Value::Object(mut limit) => {
                 limit.retain(|_, value| !value.is_null());
+                // Of all fields the amount alone may be something else than a word.
+                if let Some((field, value)) =
+                    limit.iter().find(|(field, value)| *field != "amount" && !value.is_string())
+                {
+                    return Err(
+                        body.complain(&format!("{name}.{field}"), format!("must be a string, found {}", kind(value)))
+                    );
+                }
                 let limit = serde_json::from_value(Value::Object(limit));
                 limit.map_err(|error| body.complain(&name, format!("is wrong: {error}")))
             }
@@ -253,5 +261,9 @@ mod tests {
         let error = take_limits(&mut body, "limits").unwrap_err();
         assert_eq!(error.param(), Some("limits[1]"));
         assert!(error.message().contains("amount"), "{}", error.message());
+        let mut body =
+            Fields::parse(br#"{"limits": [{"resource": "tokens", "amount": 1, "window": "1m", "scope": 7}]}"#).unwrap();
+        let error = take_limits(&mut body, "limits").unwrap_err();
+        assert_eq!(error.message(), "`limits[0].scope` must be a string, found a number");
     }
 }

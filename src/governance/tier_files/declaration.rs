@@ -277,6 +277,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_grows_out_of_its_anchors_is_refused() {
+        let grow =
+            |number: u8| format!("a{}: &a{} [{}]\n", number + 1, number + 1, vec![format!("*a{number}"); 9].join(","));
+        let text = format!("a0: &a0 [x]\n{}tiers: *a9\n", (0..9).map(grow).collect::<String>());
+        let error = Declaration::from_yaml(&text).expect_err("too much").to_string();
+        assert_eq!(error, "cannot read the tiers: it is too large, or its anchors make it so");
+    }
+
+    #[test]
+    fn ten_thousand_tiers_are_read_in_one_pass_and_the_last_wrong_one_has_its_line() {
+        let line = |number: u32| format!("  - {{name: t{number}, level: {number}, groups: [g]}}\n");
+        let text: String = std::iter::once("tiers:\n".to_owned()).chain((0..10_000).map(line)).collect();
+        assert_eq!(Declaration::from_yaml(&text).expect("declaration").names().count(), 10_000);
+        let error = Declaration::from_yaml(&format!("{text}  - {{name: last, groups: []}}\n")).expect_err("no group");
+        assert!(error.to_string().starts_with("line 10002: tier `last`"), "{error}");
+    }
+
+    #[test]
     fn a_wrong_file_is_refused_and_says_where() {
         for (text, says) in [
             ("tiers: [", "cannot read"),

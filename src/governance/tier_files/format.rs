@@ -1,5 +1,7 @@
 //! The three ways to write tiers down, and finding the lines of what is wrong in them.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -89,8 +91,9 @@ pub(super) fn read_toml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileE
 
 fn mapped(list: &str, lines_before: u64) -> Result<Vec<Declared>, FileError> {
     let tiers: Vec<MappedTier> = yaml(list, lines_before)?;
+    let names = Names::of(list);
     let declared = |tier: MappedTier| {
-        let line = line_of_tier(list, &tier.name).map(|line| line + lines_before);
+        let line = names.line(&tier.name).map(|line| line + lines_before);
         Ok(Declared {
             line,
             file: None,
@@ -108,13 +111,14 @@ fn mapped(list: &str, lines_before: u64) -> Result<Vec<Declared>, FileError> {
 }
 
 fn own(file: File, text: &str) -> Result<(TierOrigin, Vec<Declared>), FileError> {
-    let tiers = file.tiers.into_iter().map(|tier| own_tier(tier, text)).collect::<Result<_, _>>()?;
+    let names = Names::of(text);
+    let tiers = file.tiers.into_iter().map(|tier| own_tier(tier, &names)).collect::<Result<_, _>>()?;
     Ok((TierOrigin::File, tiers))
 }
 
-fn own_tier(tier: FileTier, text: &str) -> Result<Declared, FileError> {
+fn own_tier(tier: FileTier, names: &Names<'_>) -> Result<Declared, FileError> {
     let written = tier.name.as_deref().or(tier.display_name.as_deref());
-    let line = written.and_then(|name| line_of_tier(text, name));
+    let line = written.and_then(|name| names.line(name));
     let wrong = |problem| FileError::new(line, problem);
     let name = match (tier.name, &tier.display_name) {
         (Some(name), _) => name,
@@ -164,6 +168,9 @@ fn yaml<T: DeserializeOwned>(text: &str, lines_before: u64) -> Result<T, FileErr
         let line = error.location().map(|place| place.line()).filter(|line| *line > 0);
         let message = error.without_snippet().to_string();
         // The line is told apart from the message, and in the outer file.
+        if message.starts_with("budget breached") {
+            return FileError::new(None, Problem::Format("it is too large, or its anchors make it so".into()));
+        }
         let message = message.split(" at line ").next().unwrap_or_default().trim_end_matches(':').to_owned();
         FileError::new(line.map(|line| line + lines_before), Problem::Format(message))
     })
@@ -176,16 +183,26 @@ fn lines_before(file: &str, block: &str) -> u64 {
     at.map_or(0, |at| at.saturating_sub(skipped) as u64)
 }
 
-/// The last line that gives a tier this name: of two, the second is the one too many.
-fn line_of_tier(text: &str, name: &str) -> Option<u64> {
-    let names_it = |line: &str| {
-        let fields = line.trim().trim_start_matches(['-', '{', ' ']).split(',');
-        let mut values = fields.filter_map(|field| field.split_once([':', '=']));
-        values.any(|(key, value)| {
-            let value = value.split(" #").next().unwrap_or_default().trim_matches(['"', '\'', ' ', '}', '\r']);
-            key.trim_matches(['"', '\'', ' ', '{']).to_ascii_lowercase().ends_with("name") && value == name
-        })
-    };
-    let (at, _) = text.lines().enumerate().filter(|(_, line)| names_it(line)).last()?;
-    Some(at as u64 + 1)
+/// The lines of a text that give something a name, found in one pass however many tiers there are.
+struct Names<'a>(HashMap<&'a str, u64>);
+
+impl<'a> Names<'a> {
+    fn of(text: &'a str) -> Self {
+        let mut lines = HashMap::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let fields = line.trim().trim_start_matches(['-', '{', ' ']).split(',');
+            for (key, value) in fields.filter_map(|field| field.split_once([':', '='])) {
+                if key.trim_matches(['"', '\'', ' ', '{']).to_ascii_lowercase().ends_with("name") {
+                    let value = value.split(" #").next().unwrap_or_default();
+                    lines.insert(value.trim_matches(['"', '\'', ' ', '}', '\r']), number);
+                }
+            }
+        }
+        Self(lines)
+    }
+
+    /// The last line that gives a tier this name: of two, the second is the one too many.
+    fn line(&self, name: &str) -> Option<u64> {
+        self.0.get(name).copied()
+    }
 }
