@@ -1,0 +1,179 @@
+//! The parts of a layer, one number after the other: norms, products, rotary positions with the cache, attention.
+
+use crate::quant::{self, RUN};
+use crate::{AttentionBatch, BLOCK_TOKENS, KvLayer, PAD_SLOT, RopeStore, WeightFormat};
+use half::bf16;
+
+/// A row-major weight matrix as on disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Format of `bytes`.
+    pub format: WeightFormat,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// `rows` rows after each other.
+    pub bytes: &'a [u8],
+}
+
+/// `out = x / sqrt(mean(x²) + eps) * weight`.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
+        let squares: f32 = x.iter().map(|v| v * v).sum();
+        let scale = 1.0 / (squares / x.len() as f32 + eps).sqrt();
+        for i in 0..x.len() {
+            out[i] = x[i] * scale * weight[i];
+        }
+    }
+}
+
+/// `residual += x`.
+pub fn add(residual: &mut [f32], x: &[f32]) {
+    for (r, x) in residual.iter_mut().zip(x) {
+        *r += x;
+    }
+}
+
+/// `out = gate * sigmoid(gate) * up`.
+pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    for i in 0..out.len() {
+        out[i] = gate[i] / (1.0 + (-gate[i]).exp()) * up[i];
+    }
+}
+
+/// Thirty-two activations as signed bytes with one scale.
+///
+/// The scale is NaN or infinite when an activation is, so that a broken row stays visibly broken.
+pub fn quantise_run(x: &[f32]) -> ([i8; RUN], f32) {
+    // NaN compares above everything as bits, so it is not lost as it would be in a float maximum.
+    let peak = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
+    // Below this the quotient could overflow; such a run counts as zero.
+    if peak < 1e-30 {
+        return ([0; RUN], 0.0);
+    }
+    let inverse = 127.0 / peak;
+    (std::array::from_fn(|i| (x[i] * inverse).round_ties_even() as i8), peak / 127.0)
+}
+
+/// `y = x · wᵀ + bias`.
+///
+/// Dense weights: sums in f32, one weight after the other; bf16 weights round the activation to bf16 first.
+/// Quantised weights: activations become signed bytes with a scale a run of 32, dot products are exact integers.
+pub fn linear(x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
+    let row_bytes = w.bytes.len() / w.rows.max(1);
+    for (x, y) in x.chunks_exact(w.cols).zip(y.chunks_exact_mut(w.rows.max(1))) {
+        for (r, y) in y.iter_mut().enumerate() {
+            let row = &w.bytes[r * row_bytes..(r + 1) * row_bytes];
+            let sum = if w.format.is_quantised() { dot_quantised(x, w.format, row) } else { dot(x, w, row) };
+            *y = bias.map_or(sum, |b| sum + b[r]);
+        }
+    }
+}
+
+fn dot(x: &[f32], w: &Matrix, row: &[u8]) -> f32 {
+    let mut weights = vec![0.0; x.len()];
+    quant::dequantise_row(w.format, row, &mut weights).expect("the caller promised whole rows");
+    let rounds = w.format == WeightFormat::Bf16;
+    let x = x.iter().map(|&v| if rounds { bf16::from_f32(v).to_f32() } else { v });
+    x.zip(weights).fold(0.0, |sum, (x, w)| x.mul_add(w, sum))
+}
+
+fn dot_quantised(x: &[f32], format: WeightFormat, row: &[u8]) -> f32 {
+    let mut sum = 0.0f32;
+    for (run, x) in x.chunks_exact(RUN).enumerate() {
+        let (x, x_scale) = quantise_run(x);
+        let w = quant::codes(format, row, run);
+        let product = |i: usize| i32::from(x[i]) * (i32::from(w.q[i]) - i32::from(w.offset));
+        if format == WeightFormat::Q6K {
+            for (half, scale) in w.scale.iter().enumerate() {
+                let part: i32 = (16 * half..16 * (half + 1)).map(product).sum();
+                sum = (part as f32).mul_add(scale * x_scale, sum);
+            }
+        } else {
+            let part: i32 = (0..RUN).map(product).sum();
+            sum = (part as f32).mul_add(w.scale[0] * x_scale, sum);
+        }
+        if matches!(format, WeightFormat::Q4K | WeightFormat::Q5K) {
+            let x_sum: i32 = x.iter().map(|&v| i32::from(v)).sum();
+            sum = (-w.min).mul_add(x_sum as f32 * x_scale, sum);
+        }
+    }
+    sum
+}
+
+/// Norms and rotates queries in place; norms, rotates and stores keys; stores values.
+pub fn rope_store(q: &mut [f32], input: &RopeStore, kv: &mut KvLayer) {
+    let (dim, kv_heads) = (kv.shape().head_dim, kv.shape().kv_heads);
+    let tokens = input.positions.len();
+    let heads = q.len() / (tokens * dim).max(1);
+    for t in 0..tokens {
+        let position = input.positions[t] as usize;
+        for head in q[t * heads * dim..(t + 1) * heads * dim].chunks_exact_mut(dim) {
+            turn(head, input.qk_norm.map(|n| (n.q, n.eps)), input, position);
+        }
+        for h in 0..kv_heads {
+            let at = (t * kv_heads + h) * dim;
+            let mut key = input.k[at..at + dim].to_vec();
+            turn(&mut key, input.qk_norm.map(|n| (n.k, n.eps)), input, position);
+            if input.slots[t] != PAD_SLOT {
+                kv.write(input.slots[t] as usize, h, &key, &input.v[at..at + dim]);
+            }
+        }
+    }
+}
+
+fn turn(head: &mut [f32], norm: Option<(&[f32], f32)>, input: &RopeStore, position: usize) {
+    if let Some((weight, eps)) = norm {
+        let plain = head.to_vec();
+        rms_norm(&plain, weight, eps, head);
+    }
+    let half = input.rope.half();
+    if half == 0 {
+        return;
+    }
+    let (cos, sin) = input.rope.at(position);
+    for i in 0..half {
+        let (a, b) = (head[i], head[i + half]);
+        head[i] = a * cos[i] - b * sin[i];
+        head[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/// Attention of every query of `batch` with a plain softmax over its visible keys. `heads`: query heads.
+pub fn paged_attention(q: &[f32], kv: &KvLayer, batch: &AttentionBatch, heads: usize, out: &mut [f32]) {
+    let (dim, kv_heads) = (kv.shape().head_dim, kv.shape().kv_heads);
+    for span in batch.sequences {
+        let table = &batch.tables[span.table_start as usize..][..span.table_len as usize];
+        for i in 0..span.query_len {
+            let position = (span.context_len - span.query_len + i) as usize;
+            let first = batch.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+            for h in 0..heads {
+                let at = ((span.query_start + i) as usize * heads + h) * dim;
+                let slots =
+                    (first..=position).map(|p| table[p / BLOCK_TOKENS] as usize * BLOCK_TOKENS + p % BLOCK_TOKENS);
+                let head = h / (heads / kv_heads);
+                attend(&q[at..at + dim], slots, (kv, head), batch.scale, &mut out[at..at + dim]);
+            }
+        }
+    }
+}
+
+fn attend(q: &[f32], slots: impl Iterator<Item = usize>, kv: (&KvLayer, usize), scale: f32, out: &mut [f32]) {
+    let (mut key, mut scores, mut values) = (vec![0.0; q.len()], Vec::new(), Vec::new());
+    for slot in slots {
+        let mut value = vec![0.0; q.len()];
+        kv.0.read(slot, kv.1, &mut key, &mut value);
+        scores.push(q.iter().zip(&key).map(|(q, k)| q * k).sum::<f32>() * scale);
+        values.push(value);
+    }
+    let peak = scores.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+    let weights: Vec<f32> = scores.iter().map(|s| (s - peak).exp()).collect();
+    let total: f32 = weights.iter().sum();
+    out.fill(0.0);
+    for (weight, value) in weights.iter().zip(&values) {
+        for (o, v) in out.iter_mut().zip(value) {
+            *o += weight / total * v;
+        }
+    }
+}
