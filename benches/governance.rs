@@ -36,6 +36,11 @@ fn in_memory(c: &mut Criterion, runtime: &Runtime, stage: &Stage) {
     group.bench_function("authenticate, cached", |b| {
         b.iter(|| runtime.block_on(stage.governor.authenticate(&stage.credential, HERE)).expect("valid"));
     });
+    group.bench_function("authenticate, cached, a token instead of a key", |b| {
+        let made = runtime.block_on(stage.governor.create_token(&stage.who, None, None)).expect("a token");
+        let token = Credential::parse(made.token.reveal());
+        b.iter(|| runtime.block_on(stage.governor.authenticate(&token, HERE)).expect("valid"));
+    });
     group.bench_function("peek over six limits", |b| {
         b.iter(|| runtime.block_on(stage.governor.peek(&stage.who, Some("m"), 2048)).expect("plenty left"));
     });

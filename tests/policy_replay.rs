@@ -166,7 +166,7 @@ fn row(number: usize, made: Made) -> LedgerRecord {
     let groups = if made.who == 2 { vec!["vip".to_owned()] } else { Vec::new() };
     let usage = Usage { prompt_tokens: made.tokens, cached_tokens: 0, completion_tokens: 1 };
     LedgerRecord {
-        request: RequestRecord {
+        request: Arc::new(RequestRecord {
             id: Uuid::from_u128(1 + number as u128),
             client_request_id: None,
             user: UserId(Uuid::from_u128(100 + made.who as u128)),
@@ -178,7 +178,7 @@ fn row(number: usize, made: Made) -> LedgerRecord {
             admitted_at_us: made.at_us,
             price_version: None,
             attribution: Arc::new(Attribution::new(groups, [].into())),
-        },
+        }),
         usage,
         cost_nano_usd: made.tokens * 7,
         status: Status::Completed,

@@ -88,7 +88,7 @@ fn row(request: RequestRecord, usage: Usage, status: Status) -> LedgerRecord {
     };
     LedgerRecord {
         settled_at_us: request.admitted_at_us + 5,
-        request,
+        request: Arc::new(request),
         usage,
         cost_nano_usd: 0,
         status,
@@ -147,7 +147,7 @@ async fn journal_becomes_ledger_exactly_once(records: &dyn Records) {
     let request_a = request(&ann, NOON_US);
     let extent = Extent { at_us: NOON_US, requests: 1, prompt_tokens: 3, completion_tokens: 9, cost_nano_usd: 11 };
     let reservation =
-        ReservationRecord { request: request_a.clone(), extents: vec![extent], progress: Usage::default() };
+        ReservationRecord { request: Arc::new(request_a.clone()), extents: vec![extent], progress: Usage::default() };
     records.submit(JournalEntry::Open(reservation.clone())).await.expect("opened");
     assert_eq!(records.open_reservations().await.expect("open"), std::slice::from_ref(&reservation));
     let extents = vec![extent, Extent { at_us: NOON_US + 1, completion_tokens: 5, ..Extent::default() }];
@@ -163,7 +163,7 @@ async fn journal_becomes_ledger_exactly_once(records: &dyn Records) {
     drop(records.submit(JournalEntry::Progress { id: request_a.id, usage: used(9, 9) }));
     // Opened and closed in one group: only the ledger row is left.
     let request_b = request(&ann, NOON_US + MINUTE_US);
-    let reservation = ReservationRecord { request: request_b.clone(), ..reservation };
+    let reservation = ReservationRecord { request: Arc::new(request_b.clone()), ..reservation };
     drop(records.submit(JournalEntry::Open(reservation)));
     records.submit(JournalEntry::Close(row(request_b.clone(), used(1, 1), Status::Aborted))).await.expect("closed");
     assert!(records.open_reservations().await.expect("open").is_empty());

@@ -41,8 +41,13 @@ const IMPORTS: &[(&str, &[&str])] = &[
 ];
 
 /// External crates that belong to one module; everybody else must not see them.
-const OWNED_CRATES: &[(&str, &[&str])] =
-    &[("axum", &["api"]), ("sqlx", &["store"]), ("clap", &["cli", "main"]), ("anyhow", &["app", "cli", "main"])];
+const OWNED_CRATES: &[(&str, &[&str])] = &[
+    ("axum", &["api"]),
+    ("sqlx", &["store"]),
+    ("rusqlite", &["store"]),
+    ("clap", &["cli", "main"]),
+    ("anyhow", &["app", "cli", "main"]),
+];
 
 /// The one file outside `kernels` that may say `unsafe`, and the mark it carries.
 const UNSAFE_MARK: &str = "UNSAFE EXCEPTION";

@@ -41,7 +41,7 @@ fn row(number: usize, at_us: i64, tokens: u64) -> LedgerRecord {
     };
     let cost_nano_usd = usage.total_tokens() * 11;
     LedgerRecord {
-        request: RequestRecord {
+        request: Arc::new(RequestRecord {
             id: Uuid::now_v7(),
             client_request_id: None,
             user: user(number),
@@ -53,7 +53,7 @@ fn row(number: usize, at_us: i64, tokens: u64) -> LedgerRecord {
             admitted_at_us: at_us,
             price_version: Some(1),
             attribution: attribution(number),
-        },
+        }),
         usage,
         cost_nano_usd,
         status,
@@ -190,7 +190,7 @@ async fn two_users_of_one_name_are_two_lines() {
     let records = open_store(dir.path()).await;
     for number in 0..2 {
         let mut row = row(number, START_US, 2);
-        row.request.user_name = "ann".into();
+        Arc::make_mut(&mut row.request).user_name = "ann".into();
         records.submit(JournalEntry::Close(row)).await.expect("written");
     }
     let asked = UsageQuery { start_us: 0, end_us: i64::MAX, group_by: vec![UsageGroup::User], ..UsageQuery::default() };

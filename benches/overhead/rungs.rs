@@ -118,7 +118,7 @@ impl Ladder {
             env: serde_json::Map::new(),
             needs_reload: false,
             past: millgate::engine::EngineTotals::default(),
-            state: ModelState::Ready(Arc::new(ReadyModel { engine: self.engine.clone(), text: FakeModel::text() })),
+            state: ModelState::Ready(Arc::new(ReadyModel::new(self.engine.clone(), FakeModel::text()))),
         });
         let lifecycle = Arc::new(Lifecycle::default());
         lifecycle.set_ready();

@@ -1,4 +1,5 @@
 //! Turns the standing of a caller's limits into response headers: ours, OpenAI's and the IETF draft's.
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -35,30 +36,47 @@ impl Gauge {
         if self.unit == Unit::Money { usd(amount) } else { amount.to_string() }
     }
 
+    fn window_seconds(&self) -> Option<u64> {
+        self.window.map(whole_seconds_up)
+    }
+
+    /// The two parts of its policy's name.
+    fn policy(&self) -> (&'static str, Option<u64>) {
+        match self.unit {
+            Unit::Requests => ("requests", self.window_seconds()),
+            Unit::Tokens => ("tokens", self.window_seconds()),
+            Unit::Money => ("cost", self.window_seconds()),
+            Unit::Concurrent => ("concurrent", None),
+        }
+    }
+
     /// A figure of it as the IETF draft allows: integers of at most 15 digits. Money in micro-dollars, never more than there is.
     fn ietf(&self, amount: u64) -> u64 {
         if self.unit == Unit::Money { amount / 1000 } else { amount }
     }
 }
 
+/// Headers of a governed answer, with those that others add to them.
+const HEADERS_MAX: usize = 24;
+
 /// The headers of a governed answer: `gauges` are all hard limits that apply, `refused` is the one that said no.
 pub(crate) fn limit_headers(gauges: &[Gauge], refused: Option<&Gauge>) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::with_capacity(HEADERS_MAX);
     let tightest = |unit| gauges.iter().filter(move |gauge| gauge.unit == unit).min_by(|a, b| tighter(a, b));
     let (requests, tokens) = (tightest(Unit::Requests), tightest(Unit::Tokens));
     if let Some(shown) = refused.or(requests).or(tokens) {
         put(&mut headers, "x-ratelimit-limit", shown.figure(shown.amount));
         put(&mut headers, "x-ratelimit-remaining", shown.figure(shown.remaining));
-        put(&mut headers, "x-ratelimit-reset", whole_seconds_up(shown.reset_at));
+        put_number(&mut headers, "x-ratelimit-reset", whole_seconds_up(shown.reset_at));
     }
     if let Some(gauge) = requests {
-        put(&mut headers, "x-ratelimit-limit-requests", gauge.amount);
-        put(&mut headers, "x-ratelimit-remaining-requests", gauge.remaining);
+        put_number(&mut headers, "x-ratelimit-limit-requests", gauge.amount);
+        put_number(&mut headers, "x-ratelimit-remaining-requests", gauge.remaining);
         put(&mut headers, "x-ratelimit-reset-requests", openai_duration(gauge.reset));
     }
     if let Some(gauge) = tokens {
-        put(&mut headers, "x-ratelimit-limit-tokens", gauge.amount);
-        put(&mut headers, "x-ratelimit-remaining-tokens", gauge.remaining);
+        put_number(&mut headers, "x-ratelimit-limit-tokens", gauge.amount);
+        put_number(&mut headers, "x-ratelimit-remaining-tokens", gauge.remaining);
         put(&mut headers, "x-ratelimit-reset-tokens", openai_duration(gauge.reset));
     }
     if !gauges.is_empty() {
@@ -75,9 +93,13 @@ fn tighter(a: &Gauge, b: &Gauge) -> std::cmp::Ordering {
     left.cmp(&right).then(b.reset.cmp(&a.reset))
 }
 
-fn put(headers: &mut HeaderMap, name: &'static str, value: impl ToString) {
-    let value = HeaderValue::try_from(value.to_string()).expect("numbers, durations and quoted names are header text");
+fn put(headers: &mut HeaderMap, name: &'static str, value: String) {
+    let value = HeaderValue::try_from(value).expect("numbers, durations and quoted names are header text");
     headers.insert(HeaderName::from_static(name), value);
+}
+
+fn put_number(headers: &mut HeaderMap, name: &'static str, value: u64) {
+    headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
 }
 
 /// A duration as OpenAI writes it: `12ms`, `1s`, `6m0s`, `2h3m0s`; never less than the truth.
@@ -99,47 +121,45 @@ fn whole_seconds_up(length: Duration) -> u64 {
 
 /// `"requests-60";q=5;w=60, "tokens-60";q=100;w=60;qu="tokens"` (draft-ietf-httpapi-ratelimit-headers-10).
 fn ietf_policies(gauges: &[Gauge]) -> String {
-    let policy = |(name, gauge): (String, &Gauge)| {
-        let window = gauge.window.map_or(String::new(), |window| format!(";w={}", whole_seconds_up(window)));
-        let unit = match gauge.unit {
+    list(gauges, |text, gauge| {
+        write!(text, ";q={}", gauge.ietf(gauge.amount))?;
+        if let Some(seconds) = gauge.window_seconds() {
+            write!(text, ";w={seconds}")?;
+        }
+        text.write_str(match gauge.unit {
             Unit::Requests => "",
             Unit::Tokens => ";qu=\"tokens\"",
             Unit::Concurrent => ";qu=\"concurrent-requests\"",
             Unit::Money => ";qu=\"micro-usd\"",
-        };
-        format!("\"{name}\";q={}{window}{unit}", gauge.ietf(gauge.amount))
-    };
-    named(gauges).map(policy).collect::<Vec<_>>().join(", ")
+        })
+    })
 }
 
 /// `"requests-60";r=4;t=60, ...`, in the order of the policies.
 fn ietf_standings(gauges: &[Gauge]) -> String {
-    let standing = |(name, gauge): (String, &Gauge)| {
-        let reset = match gauge.unit {
-            Unit::Concurrent => String::new(),
-            Unit::Requests | Unit::Tokens | Unit::Money => format!(";t={}", whole_seconds_up(gauge.reset)),
-        };
-        format!("\"{name}\";r={}{reset}", gauge.ietf(gauge.remaining))
-    };
-    named(gauges).map(standing).collect::<Vec<_>>().join(", ")
+    list(gauges, |text, gauge| {
+        write!(text, ";r={}", gauge.ietf(gauge.remaining))?;
+        match gauge.unit {
+            Unit::Concurrent => Ok(()),
+            Unit::Requests | Unit::Tokens | Unit::Money => write!(text, ";t={}", whole_seconds_up(gauge.reset)),
+        }
+    })
 }
 
-/// Each gauge with a policy name that is unique in this answer.
-fn named(gauges: &[Gauge]) -> impl Iterator<Item = (String, &Gauge)> {
-    let base = |gauge: &Gauge| match (gauge.unit, gauge.window) {
-        (Unit::Requests, Some(window)) => format!("requests-{}", whole_seconds_up(window)),
-        (Unit::Tokens, Some(window)) => format!("tokens-{}", whole_seconds_up(window)),
-        (Unit::Requests, None) => "requests".to_owned(),
-        (Unit::Tokens, None) => "tokens".to_owned(),
-        (Unit::Money, Some(window)) => format!("cost-{}", whole_seconds_up(window)),
-        (Unit::Money, None) => "cost".to_owned(),
-        (Unit::Concurrent, _) => "concurrent".to_owned(),
-    };
-    gauges.iter().enumerate().map(move |(index, gauge)| {
-        let name = base(gauge);
-        let earlier = gauges[..index].iter().filter(|other| base(other) == name).count();
-        if earlier == 0 { (name, gauge) } else { (format!("{name}-{}", earlier + 1), gauge) }
-    })
+/// Each gauge under a policy name that is unique in this answer, followed by what `figures` says of it.
+fn list(gauges: &[Gauge], figures: impl Fn(&mut String, &Gauge) -> fmt::Result) -> String {
+    let mut text = String::with_capacity(48 * gauges.len());
+    for (index, gauge) in gauges.iter().enumerate() {
+        let earlier = gauges[..index].iter().filter(|other| other.policy() == gauge.policy()).count();
+        let separator = if index == 0 { "" } else { ", " };
+        write!(text, "{separator}\"{}", gauge.policy().0)
+            .and_then(|()| gauge.policy().1.map_or(Ok(()), |seconds| write!(text, "-{seconds}")))
+            .and_then(|()| if earlier == 0 { Ok(()) } else { write!(text, "-{}", earlier + 1) })
+            .and_then(|()| text.write_char('"'))
+            .and_then(|()| figures(&mut text, gauge))
+            .expect("a string takes whatever is written");
+    }
+    text
 }
 
 #[cfg(test)]

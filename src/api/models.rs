@@ -1,6 +1,7 @@
 //! The models this process serves: names to engines, changed while requests run.
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use millgate_models::text::ModelText;
@@ -8,6 +9,9 @@ use serde_json::{Map, Value};
 
 use super::load_progress::LoadProgress;
 use crate::engine::{EngineHandle, EngineTotals};
+
+/// Short texts that go to the pool for each that held up others: a machine that was busy is forgiven, a slow template is not.
+const SLOW_PENALTY: u32 = 100;
 
 /// What a client may know about a model, and the engine behind it.
 #[derive(Clone, Debug)]
@@ -59,6 +63,8 @@ pub struct ReadyModel {
     pub engine: EngineHandle,
     /// Text to tokens and back.
     pub text: ModelText,
+    /// Short texts that go to the pool because its template or tokenizer took long over one.
+    slow_to_read: AtomicU32,
 }
 
 impl ServedModel {
@@ -98,6 +104,23 @@ impl ServedModel {
 }
 
 impl ReadyModel {
+    /// A model whose engine runs.
+    pub fn new(engine: EngineHandle, text: ModelText) -> Self {
+        Self { engine, text, slow_to_read: AtomicU32::new(0) }
+    }
+
+    /// Whether a short text can be read where it arrives, without holding up others. One that did is paid for by the next.
+    pub(crate) fn is_quick_to_read(&self) -> bool {
+        let pay = |left: u32| left.checked_sub(1);
+        self.slow_to_read.load(Ordering::Relaxed) == 0
+            || self.slow_to_read.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_err()
+    }
+
+    /// Remembers that a short text has held up others.
+    pub(crate) fn note_slow_to_read(&self) {
+        self.slow_to_read.store(SLOW_PENALTY, Ordering::Relaxed);
+    }
+
     /// Prompt and completion tokens that fit together: what the model knows and its cache can hold.
     pub fn context_window(&self) -> usize {
         let spec = self.engine.spec();

@@ -188,12 +188,13 @@ fn assemble(api: &Api, routes: Vec<Route>) -> Router {
         };
         router = router.route(route.path, handler);
     }
-    router
+    router = router
         .fallback(async || ApiError::not_found("Route"))
-        .method_not_allowed_fallback(async || ApiError::new(Kind::MethodNotAllowed, "this route has no such method"))
-        .layer(from_fn_with_state(api.clone(), cors))
-        .layer(from_fn_with_state(api.clone(), with_context))
-        .with_state(api.clone())
+        .method_not_allowed_fallback(async || ApiError::new(Kind::MethodNotAllowed, "this route has no such method"));
+    if !api.config.cors_origins.is_empty() {
+        router = router.layer(from_fn_with_state(api.clone(), cors));
+    }
+    router.layer(from_fn_with_state(api.clone(), with_context)).with_state(api.clone())
 }
 
 async fn not_yet(path: MatchedPath) -> ApiError {

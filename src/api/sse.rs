@@ -7,6 +7,9 @@ use serde::Serialize;
 /// The end of every stream.
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
+/// About what an event takes.
+const EVENT_BYTES: usize = 320;
+
 /// The events of one piece of a body, written one after the other.
 #[derive(Debug, Default)]
 pub(crate) struct Frame(Vec<u8>);
@@ -14,6 +17,7 @@ pub(crate) struct Frame(Vec<u8>);
 impl Frame {
     /// Adds an event whose data is `document` as JSON on one line.
     pub(crate) fn event(&mut self, document: &impl Serialize) {
+        self.0.reserve(EVENT_BYTES);
         self.0.extend_from_slice(b"data: ");
         serde_json::to_writer(&mut self.0, document).expect("documents of strings and numbers always serialise");
         self.0.extend_from_slice(b"\n\n");

@@ -57,7 +57,7 @@ pub(super) async fn load_configured(
         match load::blocking(move || load::load(opened, &share, &inside.settings, &inside.pool, &watched)).await {
             Ok(Loaded { engine, text, facts }) => {
                 info!(model = settings.name, "model `{}` is ready: {}", settings.name, facts.description);
-                let ready = Arc::new(ReadyModel { engine, text });
+                let ready = Arc::new(ReadyModel::new(engine, text));
                 slot.stage = Stage::Serving(Serving { settings, ready, bytes });
                 loaded_facts.push((index, facts));
             }

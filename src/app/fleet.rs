@@ -312,7 +312,7 @@ impl Owner {
             Err(error) => return self.failed(name, &job, &error),
         };
         let is_wanted = slot.want == Want::Serve && job.settings == slot.settings;
-        let ready = Arc::new(ReadyModel { engine, text });
+        let ready = Arc::new(ReadyModel::new(engine, text));
         slot.stage = Stage::Serving(Serving { settings: job.settings, ready, bytes });
         if is_wanted && !self.is_closing {
             info!(model = name, "model `{name}` is ready: {}", facts.description);

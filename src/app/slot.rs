@@ -205,7 +205,7 @@ mod tests {
     }
 
     fn serving(source: &str) -> Stage {
-        let ready = Arc::new(ReadyModel { engine: engine(), text: FakeModel::text() });
+        let ready = Arc::new(ReadyModel::new(engine(), FakeModel::text()));
         Stage::Serving(Serving { settings: settings(source), ready, bytes: 7 })
     }
 

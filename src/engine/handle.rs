@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -327,7 +328,12 @@ impl EventStream {
     /// # Cancel
     /// Safe: an event is taken only when it is returned.
     pub async fn next(&mut self) -> Option<Event> {
-        self.mailbox.next().await
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`EventStream::next`], for who waits for several streams at once.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.mailbox.poll_next(context)
     }
 
     /// What the request has cost up to the last step; exact once the terminal event is there.

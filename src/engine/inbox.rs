@@ -44,6 +44,8 @@ struct State {
     waiting_tokens: usize,
     retry_after: Duration,
     is_poked: bool,
+    /// The engine's thread waits: only then must it be woken, which is a call to the system.
+    is_asleep: bool,
     is_draining: bool,
     is_stopping: bool,
     is_stopped: bool,
@@ -98,15 +100,15 @@ impl Inbox {
         self.open.send_replace(state.open.len());
         self.figures.count(state.waiting_requests, state.open.len());
         state.arrived.push_back(Submission { serial, request, mailbox: Arc::clone(&mailbox) });
-        drop(state);
-        self.changed.notify_one();
+        self.wake(state);
         Ok(mailbox)
     }
 
     /// Makes the engine thread look at grants and cancellations.
     pub(crate) fn poke(&self) {
-        self.lock().is_poked = true;
-        self.changed.notify_one();
+        let mut state = self.lock();
+        state.is_poked = true;
+        self.wake(state);
     }
 
     pub(crate) fn drain(&self) {
@@ -115,19 +117,21 @@ impl Inbox {
     }
 
     pub(crate) fn stop(&self) {
-        self.lock().is_stopping = true;
-        self.changed.notify_one();
+        let mut state = self.lock();
+        state.is_stopping = true;
+        self.wake(state);
     }
 
     /// Takes what has arrived; waits up to `patience` when nothing has.
     pub(crate) fn take(&self, patience: Duration) -> Mail {
-        let state = self.lock();
-        let (mut state, _) = self
-            .changed
-            .wait_timeout_while(state, patience, |state| {
-                !state.is_poked && !state.is_stopping && state.arrived.is_empty()
-            })
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        let is_quiet = |state: &mut State| !state.is_poked && !state.is_stopping && state.arrived.is_empty();
+        if !patience.is_zero() && is_quiet(&mut state) {
+            state.is_asleep = true;
+            let waited = self.changed.wait_timeout_while(state, patience, is_quiet);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            state.is_asleep = false;
+        }
         state.is_poked = false;
         Mail { arrived: state.arrived.drain(..).collect(), is_stopping: state.is_stopping }
     }
@@ -191,6 +195,14 @@ impl Inbox {
     /// Waits until the thread has ended.
     pub(crate) async fn has_stopped(&self) {
         let _ = self.stopped.subscribe().wait_for(|&stopped| stopped).await;
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let is_asleep = std::mem::take(&mut state.is_asleep);
+        drop(state);
+        if is_asleep {
+            self.changed.notify_one();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

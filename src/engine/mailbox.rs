@@ -3,9 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-
-use tokio::sync::Notify;
 
 use super::request::{Event, Failure, TokenUsage};
 
@@ -16,7 +15,6 @@ use super::request::{Event, Failure, TokenUsage};
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
     inner: Mutex<Inner>,
-    arrived: Notify,
     granted: AtomicU64,
     queued_us: AtomicU64,
     is_ended_for_limit: AtomicBool,
@@ -28,6 +26,8 @@ struct Inner {
     events: VecDeque<Event>,
     usage: TokenUsage,
     is_closed: bool,
+    /// Wakes the reader when it waits.
+    reader: Option<Waker>,
 }
 
 impl Mailbox {
@@ -35,15 +35,13 @@ impl Mailbox {
     pub(crate) fn post(&self, events: impl IntoIterator<Item = Event>, usage: TokenUsage) {
         let mut inner = self.lock();
         inner.usage = usage;
-        let mut is_new = false;
+        let mut reader = None;
         for event in events {
-            is_new = true;
             inner.push(event);
+            reader = reader.or_else(|| inner.reader.take());
         }
         drop(inner);
-        if is_new {
-            self.arrived.notify_one();
-        }
+        reader.into_iter().for_each(Waker::wake);
     }
 
     /// Ends the request with `Failed` and the usage known so far, unless it has ended already.
@@ -68,21 +66,20 @@ impl Mailbox {
         self.lock().events.pop_front()
     }
 
-    /// The next event; waits for it. `None` once the terminal event was taken.
-    pub(crate) async fn next(&self) -> Option<Event> {
-        loop {
-            {
-                let mut inner = self.lock();
-                if let Some(event) = inner.events.pop_front() {
-                    return Some(event);
-                }
-                if inner.is_closed {
-                    return None;
-                }
-            }
-            // A post between the look above and this wait leaves a permit behind, so it is not missed.
-            self.arrived.notified().await;
+    /// The next event; `None` once the terminal event was taken. There is one reader: a later poll replaces an earlier one.
+    pub(crate) fn poll_next(&self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        let mut inner = self.lock();
+        if let Some(event) = inner.events.pop_front() {
+            return Poll::Ready(Some(event));
         }
+        if inner.is_closed {
+            return Poll::Ready(None);
+        }
+        match &mut inner.reader {
+            Some(reader) => reader.clone_from(context.waker()),
+            None => inner.reader = Some(context.waker().clone()),
+        }
+        Poll::Pending
     }
 
     pub(crate) fn usage(&self) -> TokenUsage {
@@ -165,6 +162,10 @@ mod tests {
     use super::*;
     use crate::engine::request::FinishReason;
 
+    async fn next(mailbox: &Mailbox) -> Option<Event> {
+        std::future::poll_fn(|context| mailbox.poll_next(context)).await
+    }
+
     fn text(choice: u32, text: &str) -> Event {
         Event::Text { choice, text: text.into(), logprobs: Vec::new() }
     }
@@ -198,8 +199,8 @@ mod tests {
         mailbox.post([Event::Done(usage)], usage);
         mailbox.fail(Failure::Cancelled);
         mailbox.post([text(0, "late")], usage);
-        assert_eq!(mailbox.next().await, Some(Event::Done(usage)));
-        assert_eq!(mailbox.next().await, None);
-        assert_eq!(mailbox.next().await, None);
+        assert_eq!(next(&mailbox).await, Some(Event::Done(usage)));
+        assert_eq!(next(&mailbox).await, None);
+        assert_eq!(next(&mailbox).await, None);
     }
 }

@@ -19,6 +19,9 @@ use super::stepper::{Step, Stepper};
 /// Longest wait without a heartbeat.
 const IDLE_BEAT: Duration = Duration::from_secs(1);
 
+/// An engine that had nothing to do for so long is idle; under load there are many shorter pauses.
+const SETTLED: Duration = Duration::from_millis(20);
+
 /// Why an engine could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -94,7 +97,7 @@ fn live(name: &str, mut stepper: Stepper, inbox: &Inbox, pulse: &Pulse) {
 
 fn run(stepper: &mut Stepper, inbox: &Inbox, pulse: &Pulse) {
     let mut patience = Duration::ZERO;
-    let mut is_checked = true;
+    let (mut is_checked, mut idle_since) = (true, None);
     loop {
         let mail = inbox.take(patience);
         if mail.is_stopping {
@@ -109,21 +112,25 @@ fn run(stepper: &mut Stepper, inbox: &Inbox, pulse: &Pulse) {
         match step {
             Step::Worked { .. } => {
                 patience = Duration::ZERO;
-                is_checked = false;
+                (is_checked, idle_since) = (false, None);
             }
             Step::Idle { until } => {
                 let until = until.map(|until| until.saturating_duration_since(Instant::now()));
                 patience = until.map_or(IDLE_BEAT, |until| until.min(IDLE_BEAT));
                 if !is_checked {
-                    is_checked = true;
-                    check(stepper, inbox);
+                    if idle_since.get_or_insert(now).elapsed() >= SETTLED {
+                        is_checked = true;
+                        check(stepper, inbox);
+                    } else {
+                        patience = patience.min(SETTLED);
+                    }
                 }
             }
         }
     }
 }
 
-/// Compares the books once each time that the engine becomes idle: then it costs nobody anything.
+/// Compares the books once each time that the engine has nothing to do: then it costs nobody anything.
 fn check(stepper: &Stepper, inbox: &Inbox) {
     if let Err(disagreement) = stepper.check() {
         error!("the engine's books disagree: {disagreement}");

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,12 +14,15 @@ use super::attribution::Attribution;
 use super::clock::micros;
 use super::config::Config;
 use super::keys::{self, BOOTSTRAP_ID, Credential, Presented};
-use super::policy::{ADMINS, AUTHENTICATED, Means, Policy, Principal};
+use super::known::Known;
+use super::policy::{ADMINS, AUTHENTICATED, Means, Person, Policy, Principal};
 use super::ports::{PolicyTables, Records, StoreError};
 use super::records::{KeyId, KeyRecord, MembershipSource, PreviousSecret, UserId, UserRecord};
 
-/// Identities kept; beyond it all are forgotten and looked up again, so memory stays bounded.
+/// Identities kept, those of keys and those of users.
 const CACHED_MAX: usize = 65_536;
+/// How exact "last used" is: uses that follow sooner are not noted again.
+const USE_NOTED_EVERY_US: i64 = 1_000_000;
 
 /// Whom an identity is about: who holds this key, or a user who came without one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,9 +48,26 @@ pub(super) struct Identity {
     pub(super) epoch: u64,
     /// `None`: revoked, or its user is deactivated.
     principal: Option<Principal>,
+    /// When its use was noted last.
+    noted_us: AtomicI64,
 }
 
 impl Identity {
+    /// False when the policy has changed since, or a provider's word is too old.
+    fn is_fresh(&self, version: u64, now_us: i64) -> bool {
+        self.version == version && now_us < self.until_us
+    }
+
+    /// True once in a while.
+    fn is_use_worth_noting(&self, now_us: i64) -> bool {
+        let noted_us = self.noted_us.load(Ordering::Relaxed);
+        let is_soon = (noted_us..noted_us.saturating_add(USE_NOTED_EVERY_US)).contains(&now_us);
+        if !is_soon {
+            self.noted_us.store(now_us, Ordering::Relaxed);
+        }
+        !is_soon
+    }
+
     /// The principal, unless the key has expired or was revoked, or its user is deactivated.
     pub(super) fn principal_at(&self, now_us: i64) -> Option<Principal> {
         self.principal.clone().filter(|_| self.expires_at_us.is_none_or(|end| now_us < end))
@@ -77,7 +97,8 @@ pub(super) struct Identities {
     /// When the version was last read from the store.
     confirmed_at_us: AtomicI64,
     tables: ArcSwap<PolicyTables>,
-    cache: RwLock<HashMap<Holder, Arc<Identity>>>,
+    by_key: Known<KeyId, Identity>,
+    by_user: Known<UserId, Identity>,
     used: Mutex<HashMap<KeyId, i64>>,
     salt_secret: [u8; 32],
     instance: Arc<str>,
@@ -93,7 +114,8 @@ impl Identities {
             published: watch::Sender::new(tables.version),
             confirmed_at_us: AtomicI64::new(now_us),
             tables: ArcSwap::from_pointee(tables),
-            cache: RwLock::default(),
+            by_key: Known::new(CACHED_MAX),
+            by_user: Known::new(CACHED_MAX),
             used: Mutex::default(),
             salt_secret,
             instance: config.instance.clone(),
@@ -179,26 +201,33 @@ impl Identities {
         now_us: i64,
     ) -> Result<Option<Principal>, StoreError> {
         let (id, digest) = match &credential.0 {
-            Presented::Key { id, digest } => (id.clone(), digest),
-            Presented::Opaque { digest } => (KeyId::from(BOOTSTRAP_ID), digest),
+            Presented::Key { id, digest } => (id.as_str(), digest),
+            Presented::Opaque { digest } => (BOOTSTRAP_ID, digest),
             Presented::Token { .. } | Presented::Hopeless => return Ok(None),
         };
-        let Some(identity) = self.identity(records, &Holder::Key(id.clone()), now_us).await? else {
-            return Ok(None);
+        let version = self.version();
+        let check = |identity: &Arc<Identity>| {
+            identity.is_fresh(version, now_us).then(|| self.prove(identity, id, digest, now_us))
         };
-        if !identity.is_proven_by(digest, now_us) {
-            return Ok(None);
+        if let Some(verdict) = self.by_key.look(id, check).flatten() {
+            return Ok(verdict);
         }
-        let principal = identity.principal_at(now_us);
-        if principal.is_some() {
-            self.note_use(id, now_us);
-        }
-        Ok(principal)
+        let identity = self.identity(records, &Holder::Key(KeyId::from(id)), now_us).await?;
+        Ok(identity.and_then(|identity| self.prove(&identity, id, digest, now_us)))
+    }
+
+    /// The holder of a key, for whoever has its secret.
+    fn prove(&self, identity: &Identity, key: &str, digest: &[u8; 32], now_us: i64) -> Option<Principal> {
+        let principal = identity.is_proven_by(digest, now_us).then(|| identity.principal_at(now_us)).flatten()?;
+        self.note_use(identity, key, now_us);
+        Some(principal)
     }
 
     /// Remembers that a key was used, to be written later.
-    pub(super) fn note_use(&self, key: KeyId, now_us: i64) {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(key, now_us);
+    pub(super) fn note_use(&self, identity: &Identity, key: &str, now_us: i64) {
+        if identity.is_use_worth_noting(now_us) {
+            self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(KeyId::from(key), now_us);
+        }
     }
 
     /// Who a key or a user is at the newest version known; `None` when there is no such thing.
@@ -210,11 +239,11 @@ impl Identities {
     ) -> Result<Option<Arc<Identity>>, StoreError> {
         // Read before the record: a change that comes between makes the entry stale, never wrongly fresh.
         let version = self.version.load(Ordering::SeqCst);
-        let cached = self.cache.read().unwrap_or_else(PoisonError::into_inner).get(holder).cloned();
-        if let Some(identity) = cached
-            && identity.version == version
-            && now_us < identity.until_us
-        {
+        let cached = match holder {
+            Holder::Key(id) => self.by_key.look(id, Arc::clone),
+            Holder::User(id) => self.by_user.look(id, Arc::clone),
+        };
+        if let Some(identity) = cached.filter(|identity| identity.is_fresh(version, now_us)) {
             return Ok(Some(identity));
         }
         let tables = self.tables(records).await?;
@@ -241,12 +270,12 @@ impl Identities {
             user: user.id,
             epoch: user.token_epoch,
             principal: opens.then(|| self.principal(&tables, &user, &lineage, now_us)),
+            noted_us: AtomicI64::new(i64::MIN),
         });
-        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= CACHED_MAX {
-            cache.clear();
+        match holder {
+            Holder::Key(id) => self.by_key.put(id, &identity),
+            Holder::User(id) => self.by_user.put(id, &identity),
         }
-        cache.insert(holder.clone(), identity.clone());
         Ok(Some(identity))
     }
 
@@ -259,22 +288,26 @@ impl Identities {
         now_us: i64,
     ) -> Principal {
         let groups = groups_of(user, now_us, self.groups_max_age);
-        Principal {
-            user: user.id,
+        let is_admin = groups.iter().any(|group| group == ADMINS);
+        let person = Person {
             name: user.name.as_str().into(),
-            policy: Arc::new(Policy::new(tables, user.id, &groups, lineage, &self.instance)),
-            is_admin: groups.iter().any(|group| group == ADMINS),
-            groups: groups.into(),
+            policy: Policy::new(tables, user.id, &groups, lineage, &self.instance),
+            groups,
             key: lineage.first().map(|key| key.id.clone()),
-            means: Means::Key,
-            epoch: user.token_epoch,
-            signed_with: None,
-            address: None,
-            cache_salt: self.salt(user.id),
             attribution: Arc::new(Attribution::new(
                 user.groups.iter().map(|membership| membership.group.clone()).collect(),
                 lineage.first().map(|key| key.labels.clone()).unwrap_or_default(),
             )),
+        };
+        Principal {
+            person: Arc::new(person),
+            user: user.id,
+            means: Means::Key,
+            epoch: user.token_epoch,
+            signed_with: None,
+            is_admin,
+            address: None,
+            cache_salt: self.salt(user.id),
         }
     }
 

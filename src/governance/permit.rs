@@ -6,8 +6,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::Shared;
 use uuid::Uuid;
 
 use super::error::{Denied, LimitStanding, Refusal};
@@ -64,12 +62,12 @@ pub struct Permit {
     plan: Arc<Plan>,
     scheduling: Scheduling,
     standing: Vec<LimitStanding>,
-    durable: Shared<Commit>,
+    durable: Commit,
     progress: Mutex<Progress>,
 }
 
 struct Open {
-    request: RequestRecord,
+    request: Arc<RequestRecord>,
     extents: Vec<Extent>,
     sequences: u64,
     /// Fixed at admission.
@@ -133,7 +131,7 @@ impl Permit {
             }
         };
         abandoned.1 = None;
-        let request = RequestRecord {
+        let request = Arc::new(RequestRecord {
             id: ask.request_id,
             client_request_id: ask.client_request_id,
             user: who.user,
@@ -145,10 +143,10 @@ impl Permit {
             admitted_at_us: now_us,
             price_version: priced.map(|record| record.version),
             attribution: who.attribution.clone(),
-        };
+        });
         let extent = need.extent(at_us, completion_tokens);
         let row = ReservationRecord { request: request.clone(), extents: vec![extent], progress: Usage::default() };
-        let durable = core.records.submit(JournalEntry::Open(row)).shared();
+        let durable = core.records.submit(JournalEntry::Open(row));
         Ok(Self {
             core: core.clone(),
             open: Some(Open {
@@ -211,8 +209,11 @@ impl Permit {
     ///
     /// # Errors
     /// The store could not write it; the request must then end with an error.
-    pub async fn durable(&self) -> Result<(), StoreError> {
-        self.durable.clone().await
+    ///
+    /// # Cancel
+    /// Safe, but from the first poll on the store writes it without waiting for more.
+    pub fn durable(&self) -> Commit {
+        self.durable.clone()
     }
 
     /// Reports what has been used so far, in all; journalled in the background, at most 64 tokens behind.
@@ -284,7 +285,12 @@ pub(super) struct Outcome {
 }
 
 /// The ledger row of a request: charged is what was used, nothing for a failed answer, never more than was reserved.
-pub(super) fn ledger_row(request: RequestRecord, extents: &[Extent], outcome: Outcome, now_us: i64) -> LedgerRecord {
+pub(super) fn ledger_row(
+    request: Arc<RequestRecord>,
+    extents: &[Extent],
+    outcome: Outcome,
+    now_us: i64,
+) -> LedgerRecord {
     let Outcome { usage: reported, status, price } = outcome;
     let asked = if status.is_charged() { reported } else { Usage::default() };
     let prompt_tokens = asked.prompt_tokens.min(extents.iter().map(|extent| extent.prompt_tokens).sum());
@@ -296,8 +302,7 @@ pub(super) fn ledger_row(request: RequestRecord, extents: &[Extent], outcome: Ou
     // INVARIANT: reservations are rounded up, so the cost never exceeds what the extents hold together.
     let cost_nano_usd = price.cost_nano_usd(usage);
     let bill = Bill { requests: u64::from(status.is_charged()), usage, cost_nano_usd };
-    let mut charged = spend(extents, bill);
-    charged.retain(|extent| !extent.is_empty());
+    let charged = spend(extents, bill).filter(|extent| !extent.is_empty()).collect();
     LedgerRecord { request, usage, cost_nano_usd, status, settled_at_us: now_us, charged }
 }
 

@@ -9,7 +9,6 @@ use std::task::Poll;
 use async_trait::async_trait;
 use shuttle::future::{JoinHandle, block_on, spawn, yield_now};
 use shuttle::rand::{Rng, thread_rng};
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::audit::{AuditFilter, AuditRow};
@@ -23,7 +22,7 @@ use super::policy::Principal;
 use super::ports::{
     Bill, Charge, Commit, Count, CounterError, Counters, Edit, JournalEntry, KeyFilter, LimiterTotals, Need, Notice,
     PolicyTables, Records, Reserved, Restored, RollUpDifference, RowRange, StoreError, SubjectSum, Sums, UsageQuery,
-    UsageSum,
+    UsageSum, Writing,
 };
 use super::records::{
     KeyId, KeyRecord, LOCAL_ISSUER, LedgerRecord, ModelRecord, Published, ReservationRecord, SigningKeyRecord, Status,
@@ -40,7 +39,7 @@ const NOON_US: i64 = 1_795_435_200_000_000;
 #[derive(Default)]
 struct Disk {
     rows: Mutex<Vec<LedgerRecord>>,
-    due: Mutex<Vec<oneshot::Sender<Result<(), StoreError>>>>,
+    due: Mutex<Vec<Writing>>,
     is_over: AtomicBool,
 }
 
@@ -48,7 +47,7 @@ impl Disk {
     async fn write(self: Arc<Self>) {
         while !self.is_over.load(Ordering::SeqCst) {
             let due = std::mem::take(&mut *self.due.lock().expect("no panic"));
-            due.into_iter().for_each(|commit| drop(commit.send(Ok(()))));
+            due.into_iter().for_each(|writing| writing.resolve(Ok(())));
             yield_now().await;
         }
     }
@@ -266,8 +265,9 @@ impl Records for Disk {
         if let JournalEntry::Close(row) = entry {
             self.rows.lock().expect("no panic").push(row);
         }
-        let (sender, commit) = Commit::pending();
-        self.due.lock().expect("no panic").push(sender);
+        let writing = Writing::default();
+        let commit = writing.commit();
+        self.due.lock().expect("no panic").push(writing);
         commit
     }
 

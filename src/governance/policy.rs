@@ -1,9 +1,12 @@
 //! What one caller may do: the tier their groups give them, the limits that apply, the models they see.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
+
+use arc_swap::ArcSwap;
 
 use super::attribution::Attribution;
 use super::audit::Author;
@@ -36,32 +39,48 @@ pub enum Means {
 }
 
 /// Who is calling, and what they may do.
+///
+/// Cheap to clone: all requests of a caller share what lies behind `person`, at which it can be looked through.
 #[derive(Debug, Clone)]
 pub struct Principal {
+    pub(super) person: Arc<Person>,
     /// Their stable internal id.
     pub user: UserId,
-    /// Their name, for people.
-    pub name: Arc<str>,
-    /// Their groups, `system:authenticated` included, sorted.
-    pub groups: Arc<[String]>,
-    /// The key they came with.
-    pub key: Option<KeyId>,
     /// What they came with.
     pub means: Means,
     /// The user's token epoch when they were let in.
     pub(super) epoch: u64,
     /// Of a token of ours: the key that signed it.
     pub(super) signed_with: Option<Arc<str>>,
-    /// Tier, limits and models.
-    pub policy: Arc<Policy>,
     /// Whether they administer this server.
     pub is_admin: bool,
     /// The address this request came from.
     pub address: Option<IpAddr>,
     /// Separates this user's cached prefixes from everybody else's.
     pub(super) cache_salt: [u8; 16],
+}
+
+/// The part of a caller that is the same for all their requests under one policy version.
+#[derive(Debug)]
+pub struct Person {
+    /// Their name, for people.
+    pub name: Arc<str>,
+    /// Their groups, `system:authenticated` included, sorted.
+    pub groups: Vec<String>,
+    /// The key they came with.
+    pub key: Option<KeyId>,
+    /// Tier, limits and models.
+    pub policy: Policy,
     /// What their usage is reported by.
     pub(super) attribution: Arc<Attribution>,
+}
+
+impl Deref for Principal {
+    type Target = Person;
+
+    fn deref(&self) -> &Person {
+        &self.person
+    }
 }
 
 impl Principal {
@@ -87,6 +106,9 @@ struct Named {
     key: Option<KeyId>,
 }
 
+/// A plan, and the model it is for.
+type PlanOf = (Option<Arc<str>>, Arc<Plan>);
+
 /// The rules for one caller at one version.
 #[derive(Debug)]
 pub struct Policy {
@@ -101,7 +123,8 @@ pub struct Policy {
     limits: Vec<Arc<Named>>,
     has_model_limits: bool,
     prices: Arc<PriceList>,
-    plans: Mutex<HashMap<Option<String>, Arc<Plan>>>,
+    /// One for each model asked for so far that has limits of its own, and one for all others.
+    plans: ArcSwap<Vec<PlanOf>>,
 }
 
 impl Policy {
@@ -137,7 +160,7 @@ impl Policy {
             tier,
             models,
             limits,
-            plans: Mutex::default(),
+            plans: ArcSwap::default(),
         }
     }
 
@@ -174,16 +197,15 @@ impl Policy {
     /// The counters a request for `model` charges; `None`: those of limits over all models.
     pub(super) fn plan(&self, model: Option<&str>, now_us: i64) -> Arc<Plan> {
         let model = model.filter(|_| self.has_model_limits);
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let model = model.map(str::to_owned);
-        if let Some(plan) = plans.get(&model)
-            && plan.fresh_from_us <= now_us
-            && now_us < plan.fresh_until_us
-        {
-            return plan.clone();
+        let found = self.plans.load().iter().find(|(of, _)| of.as_deref() == model).map(|(_, plan)| plan.clone());
+        if let Some(plan) = found.filter(|plan| (plan.fresh_from_us..plan.fresh_until_us).contains(&now_us)) {
+            return plan;
         }
-        let plan = Arc::new(self.make_plan(model.as_deref(), now_us));
-        plans.insert(model, plan.clone());
+        let plan = Arc::new(self.make_plan(model, now_us));
+        self.plans.rcu(|plans| {
+            let others = plans.iter().filter(|(of, _)| of.as_deref() != model).cloned();
+            others.chain([(model.map(Arc::from), plan.clone())]).collect::<Vec<_>>()
+        });
         plan
     }
 

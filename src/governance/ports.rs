@@ -2,19 +2,16 @@
 //!
 //! Every implementation passes the contract suite in `tests/store_contract.rs`.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use serde_json::Value;
-use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
 use super::clock::Clock;
+pub use super::commit::{Commit, Hurry, Writing};
 pub use super::key_search::{CursorValue, KeyCursor, KeyFilter, KeySort};
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 pub use super::notices::{Notice, NoticeOutcome};
@@ -183,29 +180,6 @@ pub enum JournalEntry {
     Told(NoticeOutcome),
 }
 
-/// Resolves when the journal entry is on the disk.
-///
-/// # Cancel
-/// Dropping it changes nothing: the entry is written all the same.
-#[derive(Debug)]
-pub struct Commit(oneshot::Receiver<Result<(), StoreError>>);
-
-impl Commit {
-    /// A commit together with the end that resolves it.
-    pub fn pending() -> (oneshot::Sender<Result<(), StoreError>>, Self) {
-        let (sender, receiver) = oneshot::channel();
-        (sender, Self(receiver))
-    }
-}
-
-impl Future for Commit {
-    type Output = Result<(), StoreError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(StoreError::Closed)))
-    }
-}
-
 /// Durable records. All writes of one process go through one writer that commits them in groups.
 #[async_trait]
 pub trait Records: Send + Sync + 'static {
@@ -261,6 +235,9 @@ pub trait Records: Send + Sync + 'static {
     async fn audit_after(&self, sequence: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError>;
 
     /// Queues a journal entry; entries of one caller are written in order.
+    ///
+    /// An admission alone makes nobody get up: it is written with the next group, or when somebody begins to wait for it. An
+    /// answer that is complete by then needs one commit in all.
     fn submit(&self, entry: JournalEntry) -> Commit;
 
     /// Requests admitted and never settled, as the last process left them.
@@ -499,14 +476,14 @@ pub enum Reserved {
         /// How many completion tokens.
         completion_tokens: u64,
         /// Each charge's counter, afterwards.
-        counts: Vec<Count>,
+        counts: Arc<[Count]>,
     },
     /// None was charged.
     Refused {
         /// Every counter that refused.
         refusing: Vec<Refusing>,
         /// Each charge's counter.
-        counts: Vec<Count>,
+        counts: Arc<[Count]>,
     },
 }
 

@@ -32,6 +32,12 @@ impl KeyId {
     }
 }
 
+impl std::borrow::Borrow<str> for KeyId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<&str> for KeyId {
     fn from(text: &str) -> Self {
         Self(text.into())
@@ -479,7 +485,7 @@ pub struct RequestRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReservationRecord {
     /// Who and what.
-    pub request: RequestRecord,
+    pub request: Arc<RequestRecord>,
     /// What is reserved, by charge time.
     pub extents: Vec<Extent>,
     /// What was last journalled as used.
@@ -490,7 +496,7 @@ pub struct ReservationRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerRecord {
     /// Who and what.
-    pub request: RequestRecord,
+    pub request: Arc<RequestRecord>,
     /// What the answer used.
     pub usage: Usage,
     /// What it cost; rounded once, and never worked out again.
@@ -521,9 +527,9 @@ impl LedgerRecord {
 /// Cuts `reserved` down to the bill: the earliest charges are spent first, so what is given back is the latest.
 ///
 /// The result has one entry for each of `reserved`, in order.
-pub fn spend(reserved: &[Extent], bill: Bill) -> Vec<Extent> {
+pub fn spend<'a>(reserved: impl IntoIterator<Item = &'a Extent>, bill: Bill) -> impl Iterator<Item = Extent> {
     let mut left = bill;
-    let mut take = |extent: &Extent| {
+    reserved.into_iter().map(move |extent| {
         let kept = Extent {
             at_us: extent.at_us,
             requests: extent.requests.min(left.requests),
@@ -536,8 +542,7 @@ pub fn spend(reserved: &[Extent], bill: Bill) -> Vec<Extent> {
         left.usage.completion_tokens -= kept.completion_tokens;
         left.cost_nano_usd -= kept.cost_nano_usd;
         kept
-    };
-    reserved.iter().map(&mut take).collect()
+    })
 }
 
 #[cfg(test)]
@@ -552,7 +557,7 @@ mod tests {
             Extent { at_us: 3, completion_tokens: 256, cost_nano_usd: 40, ..Extent::default() },
         ];
         let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 300 };
-        let spent = spend(&reserved, Bill { requests: 1, usage, cost_nano_usd: 55 });
+        let spent: Vec<_> = spend(&reserved, Bill { requests: 1, usage, cost_nano_usd: 55 }).collect();
         let kept: Vec<_> = spent.iter().map(|extent| (extent.completion_tokens, extent.cost_nano_usd)).collect();
         assert_eq!(kept, [(256, 50), (44, 5), (0, 0)]);
         assert_eq!(spent[0].requests, 1);
@@ -561,7 +566,7 @@ mod tests {
     #[test]
     fn an_answer_that_failed_keeps_nothing() {
         let reserved = [Extent { at_us: 1, requests: 1, prompt_tokens: 10, completion_tokens: 5, cost_nano_usd: 7 }];
-        assert!(spend(&reserved, Bill::default())[0].is_empty());
+        assert!(spend(&reserved, Bill::default()).all(|kept| kept.is_empty()));
     }
 
     #[test]

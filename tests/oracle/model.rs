@@ -191,7 +191,7 @@ impl Oracle {
             });
         }
         let counts = self.peek(&open.plan, now);
-        let answer = Reserved::Granted { at_us: now.steady_us, completion_tokens, counts };
+        let answer = Reserved::Granted { at_us: now.steady_us, completion_tokens, counts: counts.into() };
         open.blocks.push(Block {
             prompt_tokens: need.prompt_tokens,
             completion_tokens,
@@ -234,9 +234,9 @@ impl Oracle {
         }
         let counts = self.peek(plan, now);
         if refusing.is_empty() {
-            Reserved::Granted { at_us: now.steady_us, completion_tokens: most, counts }
+            Reserved::Granted { at_us: now.steady_us, completion_tokens: most, counts: counts.into() }
         } else {
-            Reserved::Refused { refusing, counts }
+            Reserved::Refused { refusing, counts: counts.into() }
         }
     }
 

@@ -273,7 +273,7 @@ fn served(name: &str, engine: &EngineHandle) -> ServedModel {
         env: serde_json::Map::new(),
         needs_reload: false,
         past: millgate::engine::EngineTotals::default(),
-        state: ModelState::Ready(Arc::new(ReadyModel { engine: engine.clone(), text: FakeModel::text() })),
+        state: ModelState::Ready(Arc::new(ReadyModel::new(engine.clone(), FakeModel::text()))),
     }
 }
 

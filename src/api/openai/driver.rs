@@ -3,13 +3,15 @@
 //! It never waits for the reader: what the reader has not taken yet is kept and joined, bounded by the request's own
 //! maximum. That way a slow reader neither stops the engine nor lets a grant come too late.
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::select_all;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tracing::error;
 use uuid::Uuid;
 
@@ -25,6 +27,9 @@ use crate::telemetry::{self, Metrics, RequestTrace, Sizes, Stages, Tenant, Token
 
 /// Completion tokens asked for at a time, a sequence, when the client set no maximum.
 const BLOCK_TOKENS: u64 = 256;
+/// A prompt that takes longer than this gets its reservation written meanwhile; an answer that is complete by then needs
+/// one commit in all.
+const RECORD_AFTER: Duration = Duration::from_millis(1);
 /// When to come back after the engine or the store failed us.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -38,9 +43,11 @@ pub(crate) enum Output {
     /// More of a choice; choices are numbered over all prompts.
     Text { choice: u32, text: String, logprobs: Vec<TokenLogprob> },
     /// Complete, and on the ledger.
-    Finished(Finished),
+    ///
+    /// In a box, like the next one: a channel keeps room for many outputs, and most are pieces of text.
+    Finished(Box<Finished>),
     /// Ended by an error; nothing is charged, unless the caller lost the right to it.
-    Failed(ApiError),
+    Failed(Box<ApiError>),
 }
 
 /// The end of a complete generation.
@@ -96,8 +103,6 @@ pub(crate) struct Generation {
     pub(crate) id: Uuid,
     pub(crate) model: String,
     pub(crate) permit: Permit,
-    /// Says when the caller may not go on.
-    pub(crate) vigil: Vigil,
     pub(crate) flights: Vec<Flight>,
     /// Choices a prompt.
     pub(crate) choices: u32,
@@ -127,83 +132,122 @@ enum Outcome {
 /// What changes while the generation runs.
 struct Course {
     generation: Generation,
-    reader: mpsc::Sender<Output>,
     pending: VecDeque<Output>,
     reasons: Vec<FinishReason>,
     limit: Option<Value>,
+    /// Whether the reservation is on the disk; nothing leaves before.
+    is_recorded: bool,
+    /// Whether it is time to write it.
+    wants_record: bool,
     has_started: bool,
     first_text: Option<Instant>,
     last_text: Option<Instant>,
 }
 
 impl Generation {
-    /// Follows the engine to the end, settles, and tells the reader how it ended.
-    pub(crate) async fn run(self, reader: mpsc::Sender<Output>) {
+    /// Follows the engine to the end, settles, and tells the reader how it ended; `vigil` says when the caller may not go on.
+    pub(crate) async fn run(self, vigil: Vigil, reader: mpsc::Sender<Output>) {
         let metrics = Arc::clone(&self.metrics);
         metrics.generation_opened();
         let reasons = vec![FinishReason::Length; self.flights.len() * self.choices as usize];
         let mut course = Course {
             generation: self,
-            reader,
             pending: VecDeque::new(),
             reasons,
             limit: None,
+            is_recorded: false,
+            wants_record: false,
             has_started: false,
             first_text: None,
             last_text: None,
         };
-        let outcome = course.follow().await;
-        course.settle(outcome).await;
+        let outcome = course.follow(vigil, &reader).await;
+        course.settle(outcome, reader).await;
         metrics.generation_closed();
     }
 }
 
 impl Course {
-    /// Handles events until every prompt has its terminal one, the reader is gone, or something fails.
-    async fn follow(&mut self) -> Outcome {
-        let deadline = Instant::now() + self.generation.patience.generation;
+    /// Follows the engine for as long as the caller may go on.
+    async fn follow(&mut self, mut vigil: Vigil, reader: &mpsc::Sender<Output>) -> Outcome {
+        let begun = Instant::now();
+        let mut gone = pin!(reader.closed());
+        let mut recorded = pin!(self.generation.permit.durable());
+        let mut alarm = pin!(sleep(RECORD_AFTER));
+        loop {
+            let mut waits = Waits {
+                reader,
+                gone: gone.as_mut(),
+                recorded: recorded.as_mut(),
+                alarm: alarm.as_mut(),
+                deadline: begun + self.generation.patience.generation,
+            };
+            let ended = {
+                let changed = pin!(vigil.policy_changed());
+                self.follow_until(changed, &mut waits).await
+            };
+            if let Some(outcome) = ended {
+                return outcome;
+            }
+            if let Err(withdrawn) = vigil.verdict().await {
+                return Outcome::Withdrawn(withdrawn_error(withdrawn));
+            }
+        }
+    }
+
+    /// Handles events until every prompt has its terminal one, the reader is gone, or something fails; `None`: the policy
+    /// has changed before.
+    async fn follow_until(
+        &mut self,
+        mut changed: Pin<&mut impl Future<Output = ()>>,
+        waits: &mut Waits<'_, impl Future<Output = ()>, impl Future<Output = Result<(), StoreError>>>,
+    ) -> Option<Outcome> {
         while self.generation.flights.iter().any(|flight| flight.usage.is_none()) {
             let retry_at = self.generation.flights.iter().filter_map(|flight| flight.retry_at).min();
             let step = tokio::select! {
                 biased;
-                slot = self.reader.reserve(), if !self.pending.is_empty() => match slot {
+                slot = waits.reader.reserve(), if self.is_recorded && !self.pending.is_empty() => match slot {
                     Ok(slot) => {
                         slot.send(self.pending.pop_front().expect("the branch is only taken when something is pending"));
                         continue;
                     }
                     Err(_) => Step::ReaderGone,
                 },
-                () = self.reader.closed() => Step::ReaderGone,
-                () = self.generation.vigil.policy_changed() => Step::PolicyChanged,
-                (flight, event) = next_event(&mut self.generation.flights) => Step::Event(flight, event),
-                () = sleep_until(retry_at.unwrap_or(deadline)), if retry_at.is_some() => Step::Retry,
-                () = sleep_until(deadline) => Step::TooLong,
+                () = waits.gone.as_mut() => Step::ReaderGone,
+                () = changed.as_mut() => return None,
+                (flight, event) = poll_fn(|context| poll_event(&mut self.generation.flights, context)) => {
+                    Step::Event(flight, event)
+                }
+                recorded = waits.recorded.as_mut(), if self.wants_record && !self.is_recorded => Step::Recorded(recorded),
+                () = sleep_until(retry_at.unwrap_or(waits.deadline)), if retry_at.is_some() => Step::Retry,
+                () = waits.alarm.as_mut() => Step::Alarm,
             };
             match step {
-                Step::ReaderGone => return Outcome::ReaderGone,
-                Step::TooLong => return Outcome::Failed(too_long(self.generation.patience.generation)),
-                Step::PolicyChanged => {
-                    if let Err(withdrawn) = self.generation.vigil.verdict().await {
-                        return Outcome::Withdrawn(withdrawn_error(withdrawn));
-                    }
+                Step::ReaderGone => return Some(Outcome::ReaderGone),
+                Step::Alarm if Instant::now() < waits.deadline => {
+                    self.wants_record = true;
+                    waits.alarm.as_mut().reset(waits.deadline);
                 }
+                Step::Alarm => return Some(Outcome::Failed(too_long(self.generation.patience.generation))),
                 Step::Retry => self.retry_parked().await,
+                Step::Recorded(Ok(())) => self.is_recorded = true,
+                Step::Recorded(Err(error)) => return Some(Outcome::Failed(self.unrecorded(&error))),
                 Step::Event(flight, event) => {
                     if let Err(error) = self.handle(flight, event).await {
-                        return Outcome::Failed(error);
+                        return Some(Outcome::Failed(error));
                     }
                 }
             }
         }
-        Outcome::Completed
+        Some(Outcome::Completed)
     }
 
     async fn handle(&mut self, index: usize, event: Option<Event>) -> Result<(), ApiError> {
         let first_choice = index as u32 * self.generation.choices;
         match event {
-            Some(Event::Started { .. }) => self.start().await?,
+            Some(Event::Started { .. }) => self.start(),
             Some(Event::PromptLogprobs(tokens)) => {
-                self.start().await?;
+                self.start();
                 self.pending.push_back(Output::PromptLogprobs { prompt: index, tokens });
             }
             Some(Event::Text { choice, text, logprobs }) => self.add_text(first_choice + choice, text, logprobs),
@@ -228,15 +272,12 @@ impl Course {
         Ok(())
     }
 
-    /// The durability rule: the reservation is on the disk before the first content byte leaves.
-    async fn start(&mut self) -> Result<(), ApiError> {
-        if self.has_started {
-            return Ok(());
+    /// There is content. The durability rule: the reservation is on the disk before the first byte of it leaves.
+    fn start(&mut self) {
+        if !self.has_started {
+            (self.has_started, self.wants_record) = (true, true);
+            self.pending.push_back(Output::Started);
         }
-        self.generation.permit.durable().await.map_err(|error| self.unrecorded(&error))?;
-        self.has_started = true;
-        self.pending.push_back(Output::Started);
-        Ok(())
     }
 
     fn add_text(&mut self, choice: u32, text: String, logprobs: Vec<TokenLogprob>) {
@@ -304,7 +345,7 @@ impl Course {
     }
 
     /// Brings the engine to an end where it has not come to one, writes the ledger row, then lets the reader know.
-    async fn settle(mut self, outcome: Outcome) {
+    async fn settle(mut self, outcome: Outcome, reader: mpsc::Sender<Output>) {
         for flight in &self.generation.flights {
             if flight.usage.is_none() {
                 flight.stream.cancel();
@@ -323,7 +364,7 @@ impl Course {
             Outcome::ReaderGone | Outcome::Withdrawn(_) => Status::Aborted,
             Outcome::Failed(_) => Status::Failed,
         };
-        let Self { generation, reader, mut pending, reasons, limit, .. } = self;
+        let Self { generation, mut pending, reasons, limit, is_recorded, .. } = self;
         let (metrics, model) = (&generation.metrics, &generation.model);
         metrics.request_ended(model, &stages, &sizes);
         let asked = Instant::now();
@@ -332,14 +373,14 @@ impl Course {
             (_, Err(error)) => {
                 metrics.ledger_failed();
                 error!(request.id = %generation.id, %error, "cannot write the ledger row");
-                Output::Failed(unrecorded())
+                Output::Failed(Box::new(unrecorded()))
             }
-            (Outcome::Failed(error), Ok(_)) => Output::Failed(error),
+            (Outcome::Failed(error), Ok(_)) => Output::Failed(Box::new(error)),
             (Outcome::Withdrawn(error), Ok(_)) => {
                 metrics.ledger_committed(asked.elapsed());
                 count_charged(metrics, model, &usage);
                 metrics.tenant_charged(&generation.tenant, model, sizes.prompt_tokens + sizes.completion_tokens);
-                Output::Failed(error)
+                Output::Failed(Box::new(error))
             }
             (Outcome::Completed | Outcome::ReaderGone, Ok(receipt)) => {
                 metrics.ledger_committed(asked.elapsed());
@@ -349,9 +390,13 @@ impl Course {
                     reasons.iter().for_each(|reason| metrics.choice_finished(model, finish_word(*reason)));
                 }
                 let limit = limit.filter(|_| is_cut);
-                Output::Finished(Finished { usage: shown(&usage), receipt, limit, reasons })
+                Output::Finished(Box::new(Finished { usage: shown(&usage), receipt, limit, reasons }))
             }
         };
+        if !is_recorded && matches!(last, Output::Failed(_)) {
+            // Nothing has left yet, so the answer can be the error alone.
+            pending.clear();
+        }
         if let Some(mut trace) = trace {
             trace.stage("settle", asked.into_std(), Instant::now().into_std());
             trace.finish(Instant::now().into_std());
@@ -421,20 +466,34 @@ impl Course {
     }
 }
 
+/// What a generation waits for besides its events.
+struct Waits<'a, G, R> {
+    reader: &'a mpsc::Sender<Output>,
+    /// The reader takes nothing any more.
+    gone: Pin<&'a mut G>,
+    /// The reservation is on the disk; the first poll has it written.
+    recorded: Pin<&'a mut R>,
+    /// Rings when the reservation must not wait longer, then at the deadline.
+    alarm: Pin<&'a mut Sleep>,
+    deadline: Instant,
+}
+
 enum Step {
     ReaderGone,
-    TooLong,
-    PolicyChanged,
+    Alarm,
     Retry,
+    Recorded(Result<(), StoreError>),
     Event(usize, Option<Event>),
 }
 
 /// The next event of any prompt that is not over.
-async fn next_event(flights: &mut [Flight]) -> (usize, Option<Event>) {
-    let waiting = flights.iter_mut().enumerate().filter(|(_, flight)| flight.usage.is_none());
-    let futures: Vec<_> =
-        waiting.map(|(index, flight)| Box::pin(async move { (index, flight.stream.next().await) })).collect();
-    select_all(futures).await.0
+fn poll_event(flights: &mut [Flight], context: &mut Context<'_>) -> Poll<(usize, Option<Event>)> {
+    for (index, flight) in flights.iter_mut().enumerate().filter(|(_, flight)| flight.usage.is_none()) {
+        if let Poll::Ready(event) = flight.stream.poll_next(context) {
+            return Poll::Ready((index, event));
+        }
+    }
+    Poll::Pending
 }
 
 /// Waits for the terminal event, which carries the exact usage.

@@ -21,6 +21,12 @@ use crate::telemetry::{Tenant, TracedRequest};
 
 /// Outputs that may wait between the generation and the connection; the rest waits, joined, in the generation.
 const CHANNEL_DEPTH: usize = 16;
+/// A text this short is tokenized in the time that it takes to hand it to another thread and back.
+const SHORT_TEXT_BYTES: usize = 1024;
+/// A model that takes longer than this over a short text gets the next ones in the pool.
+const QUICK: std::time::Duration = std::time::Duration::from_millis(5);
+/// What a message counts for besides its text: a template writes something around each.
+const MESSAGE_BYTES: usize = 32;
 /// When to ask again for a model that is being loaded.
 const LOADING_PAUSE: std::time::Duration = std::time::Duration::from_secs(5);
 /// When to ask again for a model that somebody has to load first.
@@ -101,9 +107,10 @@ pub(crate) async fn tokenize_chat(
     ready: &Arc<ReadyModel>,
     messages: Vec<ChatMessage>,
 ) -> Result<Vec<u32>, ApiError> {
-    refuse_hopeless(ready, messages.iter().map(|message| message.content.len()).sum(), "messages")?;
+    let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+    refuse_hopeless(ready, bytes, "messages")?;
     let model = Arc::clone(ready);
-    on_pool(api, move || {
+    on_pool(api, ready, bytes + messages.len() * MESSAGE_BYTES, move || {
         let Some(template) = &model.text.chat_template else {
             let message = "this model has no chat template: use /v1/completions";
             return Err(ApiError::invalid(Some("messages"), message));
@@ -127,7 +134,14 @@ pub(crate) async fn tokenize_prompts(
         }
     }
     let model = Arc::clone(ready);
-    on_pool(api, move || prompts.into_iter().map(|prompt| tokenize_prompt(&model, prompt)).collect()).await
+    let sizes = prompts.iter().map(|prompt| match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(tokens) => tokens.len(),
+    });
+    on_pool(api, ready, sizes.sum(), move || {
+        prompts.into_iter().map(|prompt| tokenize_prompt(&model, prompt)).collect()
+    })
+    .await
 }
 
 fn tokenize_prompt(model: &ReadyModel, prompt: Prompt) -> Result<Vec<u32>, ApiError> {
@@ -143,12 +157,22 @@ fn tokenize_prompt(model: &ReadyModel, prompt: Prompt) -> Result<Vec<u32>, ApiEr
     check_length(model, tokens, "prompt")
 }
 
-/// Runs `work` on the blocking pool, at most `tokenizer_threads` at a time.
+/// Runs `work` on the blocking pool, at most `tokenizer_threads` at a time; at once and here when there is little of it.
 async fn on_pool<T: Send + 'static>(
     api: &Api,
+    ready: &ReadyModel,
+    bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     api.metrics.tokenizing();
+    if bytes <= SHORT_TEXT_BYTES && ready.is_quick_to_read() {
+        let begun = Instant::now();
+        let result = work();
+        if begun.elapsed() > QUICK {
+            ready.note_slow_to_read();
+        }
+        return result;
+    }
     let slot = Arc::clone(&api.tokenizing).acquire_owned().await.expect("the semaphore is never closed");
     let work = move || {
         // Held by the work itself: a client that leaves does not end it, and must not make room for more.
@@ -237,7 +261,6 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
     let generation = Generation {
         id: caller.context.id,
         model: plan.model.name.clone(),
-        vigil: api.governor.watch_over(caller.principal, &plan.model.name),
         permit,
         flights,
         choices: plan.params.choices,
@@ -254,7 +277,9 @@ pub(crate) async fn start(api: &Api, caller: Caller, plan: Plan) -> Result<Runni
         trace,
     };
     let (sender, outputs) = mpsc::channel(CHANNEL_DEPTH);
-    api.lifecycle.generations().spawn(generation.run(sender));
+    let vigil = api.governor.watch_over(caller.principal, &plan.model.name);
+    // In a box: the task is moved several times before it stays where it is.
+    api.lifecycle.generations().spawn(Box::pin(generation.run(vigil, sender)));
     Ok(Running { outputs, headers })
 }
 

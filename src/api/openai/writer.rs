@@ -44,26 +44,31 @@ pub(crate) async fn answer_stream(running: Running, writer: impl StreamWriter) -
             Some(first) => Some(first),
             None => outputs.recv().await,
         };
-        let (frame, is_last) = write(output, &mut writer);
+        let mut frame = Frame::default();
+        let mut is_last = write(output, &mut writer, &mut frame);
+        // What is there already leaves together.
+        while !is_last && let Ok(output) = outputs.try_recv() {
+            is_last = write(Some(output), &mut writer, &mut frame);
+        }
         Some((frame, (!is_last).then_some((None, outputs, writer))))
     });
     Ok(event_stream(headers, frames.boxed()))
 }
 
-fn write(output: Option<Output>, writer: &mut impl StreamWriter) -> (Frame, bool) {
-    let mut frame = Frame::default();
+/// Writes one output; true for the last one.
+fn write(output: Option<Output>, writer: &mut impl StreamWriter, frame: &mut Frame) -> bool {
     match output {
-        Some(Output::Finished(finished)) => writer.finish(finished, &mut frame),
+        Some(Output::Finished(finished)) => writer.finish(*finished, frame),
         Some(Output::Failed(error)) => frame.raw_event(&error.to_json()),
         Some(output) => {
-            writer.chunk(output, &mut frame);
-            return (frame, false);
+            writer.chunk(output, frame);
+            return false;
         }
         // The generation's task has died without a word.
         None => frame.raw_event(&ApiError::internal().to_json()),
     }
     frame.done();
-    (frame, true)
+    true
 }
 
 /// Collects a generation: every output before the end goes to `add`.
@@ -73,8 +78,8 @@ fn write(output: Option<Output>, writer: &mut impl StreamWriter) -> (Frame, bool
 pub(crate) async fn collect(mut outputs: Receiver<Output>, mut add: impl FnMut(Output)) -> Result<Finished, ApiError> {
     loop {
         match outputs.recv().await {
-            Some(Output::Finished(finished)) => return Ok(finished),
-            Some(Output::Failed(error)) => return Err(error),
+            Some(Output::Finished(finished)) => return Ok(*finished),
+            Some(Output::Failed(error)) => return Err(*error),
             Some(output) => add(output),
             None => return Err(ApiError::internal()),
         }

@@ -106,7 +106,7 @@ async fn holder(
     }
     let principal = identity.principal_at(now_us);
     if let (Some(_), Some(key)) = (&principal, &claims.key) {
-        core.identities.note_use(key.clone(), now_us);
+        core.identities.note_use(&identity, key.as_str(), now_us);
     }
     Ok(principal.map(|who| Principal { means: Means::Token, signed_with: Some(signed_with.clone()), ..who }))
 }

@@ -4,8 +4,11 @@
 //! can reach; accounts are locked in the order of their addresses, which do not change while somebody holds them.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::hash::BuildHasher;
 use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use smallvec::SmallVec;
 
 use crate::governance::calendar::Bounds;
 use crate::governance::ports::{Charge, Count, CounterKey, Need, Refusing, Retry, Subject};
@@ -18,6 +21,11 @@ use super::sync::{Mutex, MutexGuard, lock};
 pub(super) struct Account {
     counters: Vec<(CounterKey, Counter)>,
 }
+
+/// As many as an admission usually concerns; more are kept on the heap.
+pub(super) type Few<T> = SmallVec<[T; 2]>;
+/// As many as an admission usually charges.
+pub(super) type Several<T> = SmallVec<[T; 8]>;
 
 /// An account as decisions share it.
 pub(super) type Shared = Arc<Mutex<Account>>;
@@ -47,14 +55,14 @@ impl Account {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seat {
     /// Index into the accounts that are locked together.
-    account: usize,
-    counter: usize,
+    account: u32,
+    counter: u32,
     pub(super) ticket: Ticket,
 }
 
 /// The accounts that one list of charges concerns, each once, in the order in which they are locked.
 #[derive(Debug, Clone)]
-pub(super) struct Parties(Vec<Shared>);
+pub(super) struct Parties(Few<Shared>);
 
 impl Parties {
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -63,21 +71,22 @@ impl Parties {
 }
 
 /// Accounts locked together: what is decided about them is decided at one moment.
-pub(super) struct Locked<'a>(Vec<MutexGuard<'a, Account>>);
+pub(super) struct Locked<'a>(Few<MutexGuard<'a, Account>>);
 
 impl Locked<'_> {
     fn counter(&mut self, seat: &Seat) -> &mut Counter {
-        &mut self.0[seat.account].counters[seat.counter].1
+        &mut self.0[seat.account as usize].counters[seat.counter as usize].1
     }
 
     /// Finds the counter of each charge and the place in it where a charge made now would be counted.
-    pub(super) fn seats(&mut self, charges: &[Charge], accounts: &[usize], now: Now) -> Vec<Seat> {
-        let mut seats = Vec::with_capacity(charges.len());
+    pub(super) fn seats(&mut self, charges: &[Charge], accounts: &[usize], now: Now) -> Several<Seat> {
+        let mut seats = Several::with_capacity(charges.len());
         for (guess, (charge, account)) in charges.iter().zip(accounts).enumerate() {
             let there = &mut self.0[*account];
             let counter = there.place(&charge.key, guess);
             let ticket = there.counters[counter].1.ticket(charge.bounds, now);
-            seats.push(Seat { account: *account, counter, ticket });
+            let place = |index: usize| u32::try_from(index).expect("a request charges few counters");
+            seats.push(Seat { account: place(*account), counter: place(counter), ticket });
         }
         seats
     }
@@ -142,7 +151,7 @@ impl Locked<'_> {
     }
 
     /// Where each charge's counter stands.
-    pub(super) fn counts(&mut self, charges: &[Charge], seats: &[Seat], now: Now) -> Vec<Count> {
+    pub(super) fn counts(&mut self, charges: &[Charge], seats: &[Seat], now: Now) -> Arc<[Count]> {
         charges.iter().zip(seats).map(|(charge, seat)| self.counter(seat).count(charge.bounds, now)).collect()
     }
 }
@@ -153,7 +162,7 @@ pub(super) const SHARDS: usize = 16;
 const SWEEP_MIN: usize = if cfg!(test) { 2 } else { 64 };
 
 /// Without a secret: subjects are ids that we make ourselves, and interleavings can then be tried again.
-type Hashing = BuildHasherDefault<DefaultHasher>;
+pub(super) type Hashing = FixedState;
 
 #[derive(Default)]
 struct Shard {
@@ -170,10 +179,10 @@ pub(super) struct Accounts {
 
 impl Accounts {
     /// The accounts of some charges, made if need be, and for each charge which of them is its own.
-    pub(super) fn of(&self, charges: &[Charge], now: impl Fn() -> Now) -> (Parties, Vec<usize>) {
-        let mut parties: Vec<Shared> = Vec::with_capacity(2);
-        let mut subjects: Vec<&Subject> = Vec::with_capacity(2);
-        let mut own = Vec::with_capacity(charges.len());
+    pub(super) fn of(&self, charges: &[Charge], now: impl Fn() -> Now) -> (Parties, Several<usize>) {
+        let mut parties: Few<Shared> = Few::new();
+        let mut subjects: Few<&Subject> = Few::new();
+        let mut own = Several::with_capacity(charges.len());
         for charge in charges {
             let subject = &charge.key.subject;
             own.push(subjects.iter().position(|known| *known == subject).unwrap_or_else(|| {
@@ -183,7 +192,7 @@ impl Accounts {
             }));
         }
         if parties.len() > 1 {
-            let mut order: Vec<usize> = (0..parties.len()).collect();
+            let mut order: Few<usize> = (0..parties.len()).collect();
             order.sort_unstable_by_key(|index| Arc::as_ptr(&parties[*index]));
             let rank = |index: usize| order.iter().position(|there| *there == index).unwrap_or(index);
             own.iter_mut().for_each(|index| *index = rank(*index));

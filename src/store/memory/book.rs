@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use crate::governance::limits::Resource;
 use crate::governance::ports::{Charge, Extent, LimiterTotals, Need, Reserved, Sums};
 
-use super::account::{Parties, SHARDS, Seat};
+use super::account::{Hashing, Parties, SHARDS, Seat, Several};
 
 /// Settled reservations that a page of the book remembers.
 const REMEMBERED: usize = 8192 / SHARDS;
@@ -16,8 +17,9 @@ const REMEMBERED: usize = 8192 / SHARDS;
 /// One page of the book; a reservation's id tells on which page it stands.
 #[derive(Default)]
 pub(super) struct Page {
-    open: HashMap<Uuid, Hold>,
-    settled: HashSet<Uuid>,
+    /// Boxed: entries of the map move when it grows.
+    open: HashMap<Uuid, Box<Hold>, Hashing>,
+    settled: HashSet<Uuid, Hashing>,
     settled_order: VecDeque<Uuid>,
     /// Kept by everything that was settled on this page.
     kept: Sums,
@@ -27,20 +29,21 @@ pub(super) struct Page {
 pub(super) struct Hold {
     pub(super) charges: Arc<[Charge]>,
     pub(super) parties: Parties,
-    pub(super) blocks: Vec<Block>,
+    /// Most have one.
+    pub(super) blocks: SmallVec<[Block; 1]>,
 }
 
 /// One grant.
 pub(super) struct Block {
     pub(super) extent: Extent,
     pub(super) sequences: u64,
-    pub(super) seats: Vec<Seat>,
+    pub(super) seats: Several<Seat>,
     pub(super) answer: Reserved,
 }
 
 impl Block {
     /// What was granted and charged to `seats`.
-    pub(super) fn new(at_us: i64, need: Need, completion_tokens: u64, seats: Vec<Seat>, answer: Reserved) -> Self {
+    pub(super) fn new(at_us: i64, need: Need, completion_tokens: u64, seats: Several<Seat>, answer: Reserved) -> Self {
         Self { extent: need.extent(at_us, completion_tokens), sequences: need.sequences, seats, answer }
     }
 
@@ -76,19 +79,19 @@ fn sums(extent: &Extent) -> Sums {
 
 impl Page {
     pub(super) fn open(&mut self, id: &Uuid) -> Option<&mut Hold> {
-        self.open.get_mut(id)
+        self.open.get_mut(id).map(Box::as_mut)
     }
 
     pub(super) fn is_settled(&self, id: &Uuid) -> bool {
         self.settled.contains(id)
     }
 
-    pub(super) fn put(&mut self, id: Uuid, hold: Hold) {
+    pub(super) fn put(&mut self, id: Uuid, hold: Box<Hold>) {
         self.open.insert(id, hold);
     }
 
     /// Closes a reservation; `None` when it is not open.
-    pub(super) fn close(&mut self, id: Uuid) -> Option<Hold> {
+    pub(super) fn close(&mut self, id: Uuid) -> Option<Box<Hold>> {
         let hold = self.open.remove(&id)?;
         if self.settled.insert(id) {
             self.settled_order.push_back(id);

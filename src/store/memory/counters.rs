@@ -7,15 +7,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use smallvec::smallvec;
 use uuid::Uuid;
 
 use crate::governance::clock::Clock;
-use crate::governance::ports::{
-    Bill, Charge, Count, CounterError, Counters, Extent, LimiterTotals, Need, Reserved, Restored,
-};
+use crate::governance::ports::{Bill, Charge, Count, CounterError, Counters, LimiterTotals, Need, Reserved, Restored};
 use crate::governance::records::spend;
 
-use super::account::{Accounts, Locked, SHARDS, Seat};
+use super::account::{Accounts, Locked, SHARDS, Seat, Several};
 use super::book::{Block, Hold, Page, counted};
 use super::counter::Now;
 use super::sync::{Mutex, MutexGuard, lock};
@@ -58,7 +57,7 @@ impl MemoryCounters {
 fn charge(
     locked: &mut Locked<'_>,
     charges: &[Charge],
-    mut seats: Vec<Seat>,
+    mut seats: Several<Seat>,
     need: Need,
     now: Now,
 ) -> (Reserved, Option<Block>) {
@@ -92,7 +91,7 @@ impl Counters for MemoryCounters {
         let (answer, block) = charge(&mut locked, charges, seats, need, now);
         drop(locked);
         if let Some(block) = block {
-            page.put(id, Hold { charges: charges.clone(), parties, blocks: vec![block] });
+            page.put(id, Box::new(Hold { charges: charges.clone(), parties, blocks: smallvec![block] }));
         }
         Ok(answer)
     }
@@ -118,12 +117,12 @@ impl Counters for MemoryCounters {
 
     async fn settle(&self, id: Uuid, bill: Bill) -> Result<(), CounterError> {
         let mut page = self.page(id);
-        let Some(Hold { charges, parties, blocks }) = page.close(id) else {
+        let Some(hold) = page.close(id) else {
             return Ok(());
         };
-        let extents: Vec<Extent> = blocks.iter().map(|block| block.extent).collect();
+        let Hold { charges, parties, blocks } = &*hold;
         let mut locked = parties.lock();
-        for (block, spent) in blocks.iter().zip(spend(&extents, bill)) {
+        for (block, spent) in blocks.iter().zip(spend(blocks.iter().map(|block| &block.extent), bill)) {
             page.kept(&spent);
             for (charge, seat) in charges.iter().zip(&block.seats) {
                 let resource = charge.key.resource;

@@ -15,6 +15,8 @@ pub(super) struct Group {
     pub(super) extents: HashMap<Uuid, Vec<Extent>>,
     pub(super) progress: HashMap<Uuid, Usage>,
     pub(super) closes: Vec<LedgerRecord>,
+    /// Requests that are settled and whose reservation may be on the disk.
+    pub(super) settled: Vec<Uuid>,
     pub(super) refusals: Vec<RefusalCount>,
     pub(super) notices: Vec<Notice>,
     pub(super) told: Vec<NoticeOutcome>,
@@ -41,9 +43,11 @@ impl Group {
             },
             JournalEntry::Close(row) => {
                 let id = row.request.id;
-                self.opens.remove(&id);
-                self.extents.remove(&id);
-                self.progress.remove(&id);
+                if self.opens.remove(&id).is_none() {
+                    self.extents.remove(&id);
+                    self.progress.remove(&id);
+                    self.settled.push(id);
+                }
                 self.closes.push(row);
             }
             JournalEntry::Refused(counts) => self.refusals.extend(counts),
@@ -54,6 +58,10 @@ impl Group {
 
     /// Puts back ledger rows that an earlier group failed to write, before its own.
     pub(super) fn owe(&mut self, mut owed: Vec<LedgerRecord>) {
+        if owed.is_empty() {
+            return;
+        }
+        self.settled.extend(owed.iter().map(|row| row.request.id));
         owed.append(&mut self.closes);
         let mut seen = HashSet::new();
         owed.retain(|row| seen.insert(row.request.id));

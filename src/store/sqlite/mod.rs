@@ -1,4 +1,4 @@
-//! Durable records in one SQLite file: reads through a small pool, writes through one task that commits in groups.
+//! Durable records in one SQLite file: reads through a small pool, writes through one thread that commits in groups.
 
 mod audit;
 mod books;
@@ -9,6 +9,7 @@ mod ledger;
 mod notices;
 mod open;
 mod policy;
+mod queue;
 mod reader;
 mod records;
 mod roll_ups;

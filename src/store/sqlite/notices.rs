@@ -1,9 +1,11 @@
 //! Threshold notices: the first of each id is kept, with how its delivery stands.
 
+use rusqlite::{Transaction, params};
+use sqlx::SqlitePool;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{SqliteConnection, SqlitePool};
 use uuid::Uuid;
 
+use super::journal::Text;
 use super::rows::{self, column, corrupt, failed};
 use crate::governance::notices::{Notice, NoticeOutcome, NoticeState};
 use crate::governance::ports::StoreError;
@@ -14,30 +16,29 @@ const PENDING_MAX: i64 = 10_000;
 /// How long notices are kept.
 const KEPT_US: i64 = 400 * 24 * 3600 * 1_000_000;
 
-pub(super) async fn write(
-    connection: &mut SqliteConnection,
+pub(super) fn write(
+    transaction: &Transaction<'_>,
     notices: &[Notice],
     outcomes: &[NoticeOutcome],
-) -> Result<(), sqlx::Error> {
+) -> Result<(), rusqlite::Error> {
     for notice in notices {
-        let insert = sqlx::query(
+        let mut insert = transaction.prepare_cached(
             "INSERT INTO notices (id, at_us, body, state, attempts, next_attempt_us) \
              SELECT $1, $2, $3, CASE WHEN $4 = 'pending' AND \
              (SELECT COUNT(*) FROM notices WHERE state = 'pending') >= $5 THEN 'dropped' ELSE $4 END, 0, $2 \
              WHERE true ON CONFLICT (id) DO NOTHING",
-        );
-        let insert = insert.bind(notice.id.to_string()).bind(notice.at_us).bind(notice.body.to_string());
-        insert.bind(notice.state.as_str()).bind(PENDING_MAX).execute(&mut *connection).await?;
-        let delete = sqlx::query("DELETE FROM notices WHERE at_us < $1 AND state <> 'pending'");
-        delete.bind(notice.at_us.saturating_sub(KEPT_US)).execute(&mut *connection).await?;
+        )?;
+        let (id, body) = (Text::of(notice.id), notice.body.to_string());
+        insert.execute(params![id.as_str(), notice.at_us, body, notice.state.as_str(), PENDING_MAX])?;
+        let mut delete = transaction.prepare_cached("DELETE FROM notices WHERE at_us < $1 AND state <> 'pending'")?;
+        delete.execute([notice.at_us.saturating_sub(KEPT_US)])?;
     }
     for outcome in outcomes {
-        let update = sqlx::query(
+        let mut update = transaction.prepare_cached(
             "UPDATE notices SET state = $1, attempts = $2, next_attempt_us = $3, last_error = $4 WHERE id = $5",
-        );
-        let update =
-            update.bind(outcome.state.as_str()).bind(i64::from(outcome.attempts)).bind(outcome.next_attempt_us);
-        update.bind(outcome.error.clone()).bind(outcome.id.to_string()).execute(&mut *connection).await?;
+        )?;
+        let NoticeOutcome { id, state, attempts, next_attempt_us, error } = outcome;
+        update.execute(params![state.as_str(), attempts, next_attempt_us, error, Text::of(*id).as_str()])?;
     }
     Ok(())
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, SqlSafeStr, SqlitePool};
-use tokio_util::task::TaskTracker;
 
+use super::journal::Journal;
 use super::rows::failed;
-use super::writer::{self, Writer};
+use super::writer::Writer;
 use crate::governance::ports::StoreError;
 
 /// Settings of the SQLite store.
@@ -36,7 +36,6 @@ impl Default for Config {
 pub struct SqliteRecords {
     pub(super) pool: SqlitePool,
     pub(super) writer: Writer,
-    pub(super) tasks: TaskTracker,
     _lock: File,
 }
 
@@ -72,10 +71,14 @@ impl SqliteRecords {
             .connect_with(options)
             .await
             .map_err(failed("open the database"))?;
-        let tasks = TaskTracker::new();
-        let (writer, queue) = Writer::new();
-        tasks.spawn(writer::run(connection, queue));
-        Ok(Self { pool, writer, tasks, _lock: lock })
+        let unusable = |message: String| StoreError::Unavailable {
+            operation: "open the database for writing",
+            message: message.into(),
+        };
+        let journal = Journal::open(&config.data_dir.join(DATABASE), config.busy_timeout);
+        let journal = journal.map_err(|error| unusable(error.to_string()))?;
+        let writer = Writer::start(journal, connection).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { pool, writer, _lock: lock })
     }
 }
 

@@ -7,7 +7,6 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{SqliteConnection, SqlitePool};
 
 use super::audit::Log;
-use super::journal::{begin, end};
 use super::rows::{self, column, failed, to_i64, to_json};
 use super::{keys, signing_keys};
 use crate::governance::ports::{Change, Edit, PolicyTables, StoreError};
@@ -23,6 +22,24 @@ impl From<sqlx::Error> for Failed {
     fn from(error: sqlx::Error) -> Self {
         Self(failed(CHANGE)(error))
     }
+}
+
+/// Takes the write lock at once: an upgrade in the middle could fail although nothing is wrong.
+async fn begin(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE").execute(connection).await.map(drop)
+}
+
+/// Commits when all went well, rolls back otherwise.
+async fn end<T, E: From<sqlx::Error>>(connection: &mut SqliteConnection, applied: Result<T, E>) -> Result<T, E> {
+    let committed = match applied {
+        Ok(value) => sqlx::query("COMMIT").execute(&mut *connection).await.map(|_| value).map_err(E::from),
+        Err(error) => Err(error),
+    };
+    if committed.is_err() {
+        // Some failures (disk full) have rolled back already; then there is nothing to roll back.
+        let _ = sqlx::query("ROLLBACK").execute(connection).await;
+    }
+    committed
 }
 
 /// Applies all changes in one transaction if the version is still `expected`.

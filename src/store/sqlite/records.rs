@@ -143,8 +143,6 @@ impl Records for SqliteRecords {
 
     async fn close(&self) {
         self.writer.close().await;
-        self.tasks.close();
-        self.tasks.wait().await;
         self.pool.close().await;
     }
 }

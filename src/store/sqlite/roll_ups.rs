@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{QueryBuilder, SqliteConnection};
+use rusqlite::{Transaction, params};
 use uuid::Uuid;
 
-use super::journal::chunks;
+use super::journal::Text;
 use super::rows::to_i64;
 use crate::governance::ports::RefusalCount;
 use crate::governance::records::{KeyId, LedgerRecord, Usage, UserId};
@@ -15,9 +15,8 @@ const BUCKETS: [(BucketLength, i64); 3] =
     [(BucketLength::Minute, MINUTE_US), (BucketLength::Hour, 60 * MINUTE_US), (BucketLength::Day, 24 * 60 * MINUTE_US)];
 
 /// What one roll-up is the sum of.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Slot<'a> {
-    bucket: &'static str,
     start_us: i64,
     user: UserId,
     key: &'a str,
@@ -37,57 +36,54 @@ struct Sums<'a> {
 }
 
 /// Adds ledger rows and refusals to their roll-ups, and refusals to the table that names the limits.
-pub(super) async fn write(
-    connection: &mut SqliteConnection,
-    rows: impl Iterator<Item = &LedgerRecord>,
-    refusals: &[RefusalCount],
-) -> Result<(), sqlx::Error> {
-    let mut sums: BTreeMap<Slot<'_>, Sums<'_>> = BTreeMap::new();
+pub(super) fn write<'a>(
+    transaction: &Transaction<'_>,
+    rows: impl Iterator<Item = &'a LedgerRecord>,
+    refusals: &'a [RefusalCount],
+) -> Result<(), rusqlite::Error> {
+    let mut minutes: BTreeMap<Slot<'a>, Sums<'a>> = BTreeMap::new();
     for row in rows {
-        for (bucket, length_us) in BUCKETS {
-            let sum = sums.entry(slot_of_row(row, bucket.as_str(), length_us)).or_default();
-            sum.add_row(row);
-        }
+        minutes.entry(Slot::of_row(row)).or_default().add_row(row);
     }
     for count in refusals {
-        for (bucket, length_us) in BUCKETS {
-            let sum = sums.entry(slot_of_refusal(count, bucket.as_str(), length_us)).or_default();
-            sum.user_name = &count.user_name;
-            sum.refusals += count.refusals;
+        let sum = minutes.entry(Slot::of_refusal(count)).or_default();
+        sum.user_name = &count.user_name;
+        sum.refusals += count.refusals;
+    }
+    for (bucket, length_us) in BUCKETS {
+        let mut sums: BTreeMap<Slot<'a>, Sums<'a>> = BTreeMap::new();
+        for (slot, sum) in &minutes {
+            let start_us = slot.start_us.div_euclid(length_us) * length_us;
+            sums.entry(Slot { start_us, ..*slot }).or_default().add(sum);
+        }
+        add(transaction, bucket.as_str(), &sums)?;
+    }
+    name_refusals(transaction, refusals)
+}
+
+impl<'a> Slot<'a> {
+    /// The minute in which a row was admitted.
+    fn of_row(row: &'a LedgerRecord) -> Self {
+        let request = &row.request;
+        Self {
+            start_us: request.admitted_at_us.div_euclid(MINUTE_US) * MINUTE_US,
+            user: request.user,
+            key: request.key.as_ref().map_or("", KeyId::as_str),
+            tier: &request.tier,
+            model: &request.model,
+            attribution: request.attribution.id,
         }
     }
-    let sums: Vec<_> = sums.into_iter().collect();
-    for chunk in chunks(&sums) {
-        add(connection, chunk).await?;
-    }
-    for chunk in chunks(refusals) {
-        name_refusals(connection, chunk).await?;
-    }
-    Ok(())
-}
 
-fn slot_of_row<'a>(row: &'a LedgerRecord, bucket: &'static str, length_us: i64) -> Slot<'a> {
-    let request = &row.request;
-    Slot {
-        bucket,
-        start_us: request.admitted_at_us.div_euclid(length_us) * length_us,
-        user: request.user,
-        key: request.key.as_ref().map_or("", KeyId::as_str),
-        tier: &request.tier,
-        model: &request.model,
-        attribution: request.attribution.id,
-    }
-}
-
-fn slot_of_refusal<'a>(count: &'a RefusalCount, bucket: &'static str, length_us: i64) -> Slot<'a> {
-    Slot {
-        bucket,
-        start_us: count.start_us.div_euclid(length_us) * length_us,
-        user: count.user,
-        key: count.key.as_ref().map_or("", KeyId::as_str),
-        tier: &count.tier,
-        model: &count.model,
-        attribution: count.attribution.id,
+    fn of_refusal(count: &'a RefusalCount) -> Self {
+        Self {
+            start_us: count.start_us.div_euclid(MINUTE_US) * MINUTE_US,
+            user: count.user,
+            key: count.key.as_ref().map_or("", KeyId::as_str),
+            tier: &count.tier,
+            model: &count.model,
+            attribution: count.attribution.id,
+        }
     }
 }
 
@@ -104,33 +100,29 @@ impl<'a> Sums<'a> {
         self.usage.completion_tokens += row.usage.completion_tokens;
         self.cost_nano_usd += row.cost_nano_usd;
     }
+
+    fn add(&mut self, other: &Self) {
+        self.user_name = other.user_name;
+        self.requests += other.requests;
+        self.failures += other.failures;
+        self.usage.prompt_tokens += other.usage.prompt_tokens;
+        self.usage.cached_tokens += other.usage.cached_tokens;
+        self.usage.completion_tokens += other.usage.completion_tokens;
+        self.cost_nano_usd += other.cost_nano_usd;
+        self.refusals += other.refusals;
+    }
 }
 
-async fn add(connection: &mut SqliteConnection, sums: &[(Slot<'_>, Sums<'_>)]) -> Result<(), sqlx::Error> {
-    let mut query = QueryBuilder::new(
+fn add(
+    transaction: &Transaction<'_>,
+    bucket: &'static str,
+    sums: &BTreeMap<Slot<'_>, Sums<'_>>,
+) -> Result<(), rusqlite::Error> {
+    let mut upsert = transaction.prepare_cached(
         "INSERT INTO usage_rollups (bucket, start_us, user_id, user_name, key_id, tier, model, attribution_id, requests, \
-         failures, prompt_tokens, cached_tokens, completion_tokens, cost_nano_usd, refusals) ",
-    );
-    query.push_values(sums, |mut values, (slot, sum)| {
-        values
-            .push_bind(slot.bucket)
-            .push_bind(slot.start_us)
-            .push_bind(slot.user.to_string())
-            .push_bind(sum.user_name.to_owned())
-            .push_bind(slot.key.to_owned())
-            .push_bind(slot.tier.to_owned())
-            .push_bind(slot.model.to_owned())
-            .push_bind(slot.attribution.to_string())
-            .push_bind(to_i64(sum.requests))
-            .push_bind(to_i64(sum.failures))
-            .push_bind(to_i64(sum.usage.prompt_tokens))
-            .push_bind(to_i64(sum.usage.cached_tokens))
-            .push_bind(to_i64(sum.usage.completion_tokens))
-            .push_bind(to_i64(sum.cost_nano_usd))
-            .push_bind(to_i64(sum.refusals));
-    });
-    query.push(
-        " ON CONFLICT (bucket, start_us, user_id, key_id, tier, model, attribution_id) DO UPDATE SET \
+         failures, prompt_tokens, cached_tokens, completion_tokens, cost_nano_usd, refusals) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+         ON CONFLICT (bucket, start_us, user_id, key_id, tier, model, attribution_id) DO UPDATE SET \
          user_name = excluded.user_name, requests = usage_rollups.requests + excluded.requests, \
          failures = usage_rollups.failures + excluded.failures, \
          prompt_tokens = usage_rollups.prompt_tokens + excluded.prompt_tokens, \
@@ -138,29 +130,47 @@ async fn add(connection: &mut SqliteConnection, sums: &[(Slot<'_>, Sums<'_>)]) -
          completion_tokens = usage_rollups.completion_tokens + excluded.completion_tokens, \
          cost_nano_usd = usage_rollups.cost_nano_usd + excluded.cost_nano_usd, \
          refusals = usage_rollups.refusals + excluded.refusals",
-    );
-    query.build().execute(connection).await.map(drop)
+    )?;
+    for (slot, sum) in sums {
+        upsert.execute(params![
+            bucket,
+            slot.start_us,
+            Text::of(slot.user.0).as_str(),
+            sum.user_name,
+            slot.key,
+            slot.tier,
+            slot.model,
+            Text::of(slot.attribution).as_str(),
+            to_i64(sum.requests),
+            to_i64(sum.failures),
+            to_i64(sum.usage.prompt_tokens),
+            to_i64(sum.usage.cached_tokens),
+            to_i64(sum.usage.completion_tokens),
+            to_i64(sum.cost_nano_usd),
+            to_i64(sum.refusals),
+        ])?;
+    }
+    Ok(())
 }
 
-async fn name_refusals(connection: &mut SqliteConnection, counts: &[RefusalCount]) -> Result<(), sqlx::Error> {
-    // One by one: a statement must not meet the same row twice, and there are few.
+fn name_refusals(transaction: &Transaction<'_>, counts: &[RefusalCount]) -> Result<(), rusqlite::Error> {
     for count in counts {
-        sqlx::query(
+        let mut upsert = transaction.prepare_cached(
             "INSERT INTO refusals (start_us, user_id, key_id, tier, model, limit_name, reason, refusals) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8) \
              ON CONFLICT (start_us, user_id, key_id, tier, model, limit_name) DO UPDATE SET \
              refusals = refusals.refusals + excluded.refusals",
-        )
-        .bind(count.start_us)
-        .bind(count.user.to_string())
-        .bind(count.key.as_ref().map_or("", KeyId::as_str))
-        .bind(&count.tier)
-        .bind(&count.model)
-        .bind(&*count.limit)
-        .bind(&count.reason)
-        .bind(to_i64(count.refusals))
-        .execute(&mut *connection)
-        .await?;
+        )?;
+        upsert.execute(params![
+            count.start_us,
+            Text::of(count.user.0).as_str(),
+            count.key.as_ref().map_or("", KeyId::as_str),
+            count.tier,
+            count.model,
+            count.limit,
+            count.reason,
+            to_i64(count.refusals),
+        ])?;
     }
     Ok(())
 }

@@ -210,7 +210,7 @@ pub(super) fn price(row: &SqliteRow) -> Result<PriceRecord, StoreError> {
 pub(super) fn reservation(row: &SqliteRow) -> Result<ReservationRecord, StoreError> {
     const WHAT: &str = "reservation";
     Ok(ReservationRecord {
-        request: request(row, WHAT)?,
+        request: Arc::new(request(row, WHAT)?),
         extents: json(row, WHAT, "extents")?,
         progress: usage(row, WHAT)?,
     })
@@ -220,18 +220,13 @@ pub(super) fn ledger(row: &SqliteRow) -> Result<LedgerRecord, StoreError> {
     const WHAT: &str = "ledger row";
     let status: &str = column(row, WHAT, "status")?;
     Ok(LedgerRecord {
-        request: request(row, WHAT)?,
+        request: Arc::new(request(row, WHAT)?),
         usage: usage(row, WHAT)?,
         cost_nano_usd: count(row, WHAT, "cost_nano_usd")?,
         status: status.parse().map_err(|()| corrupt(WHAT, format!("`status` is `{status}`")))?,
         settled_at_us: column(row, WHAT, "settled_at_us")?,
         charged: json(row, WHAT, "charged")?,
     })
-}
-
-/// The reason why the writer gave up on a group, for everybody who waits for it.
-pub(super) fn shared(error: &sqlx::Error, operation: &'static str) -> StoreError {
-    StoreError::Unavailable { operation, message: Arc::from(error.to_string()) }
 }
 
 pub(super) fn to_hex(bytes: &[u8; 32]) -> String {

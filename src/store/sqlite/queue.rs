@@ -1,0 +1,135 @@
+//! What waits to be written, and when the writer gets up for it.
+//!
+//! Entries gather while the writer is busy or asleep. All that gathered become one group, and all who wait for one of them
+//! wait for the group.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::governance::ports::{Commit, Edit, Hurry, JournalEntry, StoreError, Writing};
+use crate::governance::records::KeyId;
+
+pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// Something to write that is a transaction of its own.
+#[derive(Debug)]
+pub(super) enum Order {
+    Change(u64, Edit, Answer<u64>),
+    Touch(Vec<(KeyId, i64)>, Answer<()>),
+    ForgetKeys { ended_before_us: i64, limited_before_us: i64, answer: Answer<u64> },
+}
+
+/// What the writer does at one time.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    pub(super) entries: Vec<JournalEntry>,
+    /// Tells who waits for an entry.
+    pub(super) writing: Writing,
+    pub(super) orders: Vec<Order>,
+    /// Nothing comes after it.
+    pub(super) is_last: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    state: Mutex<State>,
+    called: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: Round,
+    /// Somebody waits for what has gathered.
+    is_urgent: bool,
+    /// The writer sleeps.
+    is_asleep: bool,
+    /// Nothing is taken any more.
+    is_closed: bool,
+}
+
+impl Hurry for Queue {
+    fn hurry(&self) {
+        let state = self.lock();
+        if !state.next.entries.is_empty() {
+            self.call(state);
+        }
+    }
+}
+
+impl Queue {
+    // Unbounded on purpose: settling must neither block nor be lost, and open requests are bounded at admission.
+    pub(super) fn submit(&self, entry: JournalEntry, may_wait: bool) -> Commit {
+        let mut state = self.lock();
+        let commit = state.next.writing.commit();
+        if state.is_closed {
+            return Writing::default().commit();
+        }
+        state.next.entries.push(entry);
+        if !may_wait {
+            self.call(state);
+        }
+        commit
+    }
+
+    /// An order that is not taken any more is dropped, and its answer with it.
+    pub(super) fn order(&self, order: Order) {
+        let mut state = self.lock();
+        if !state.is_closed {
+            state.next.orders.push(order);
+            self.call(state);
+        }
+    }
+
+    /// What is queued is still written, nothing is taken after it.
+    pub(super) fn finish(&self) {
+        let mut state = self.lock();
+        (state.next.is_last, state.is_closed) = (true, true);
+        self.call(state);
+    }
+
+    /// Takes all that has gathered; sleeps until somebody waits for it, or until `patience` is over, and lets more come for
+    /// another `linger`.
+    pub(super) fn take(&self, patience: Option<Duration>, linger: Duration) -> Round {
+        let mut state = self.lock();
+        state.is_asleep = true;
+        let is_quiet = |state: &mut State| !state.is_urgent;
+        state = match patience {
+            None => self.called.wait_while(state, is_quiet).unwrap_or_else(PoisonError::into_inner),
+            Some(patience) => {
+                self.called.wait_timeout_while(state, patience, is_quiet).unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.is_asleep = false;
+        if !linger.is_zero() && !state.is_closed {
+            drop(state);
+            std::thread::sleep(linger);
+            state = self.lock();
+        }
+        state.is_urgent = false;
+        std::mem::take(&mut state.next)
+    }
+
+    /// Ends all waits: there is nobody who writes.
+    pub(super) fn abandon(&self) {
+        let mut state = self.lock();
+        state.is_closed = true;
+        let never_written = std::mem::take(&mut state.next);
+        drop(state);
+        drop(never_written);
+    }
+
+    fn call(&self, mut state: MutexGuard<'_, State>) {
+        let must_wake = state.is_asleep && !state.is_urgent;
+        state.is_urgent = true;
+        drop(state);
+        if must_wake {
+            self.called.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
