@@ -196,6 +196,8 @@ fn check<T: Activation, C: KvElement>(
     let sizes = &input.sizes;
     expect_len(op, "kv_heads", sizes.kv_heads, cache.kv_heads())?;
     expect_len(op, "head_dim", sizes.head_dim, cache.head_dim())?;
+    // Ids of blocks are brought into the cache, which therefore needs one.
+    expect_below(op, "block", 0, cache.num_blocks())?;
     let is_f32 = size_of::<T>() == 4;
     expect_len(op, "bytes of a query's element", size_of::<T>(), if sizes.is_f32 { 4 } else { size_of::<T>().min(2) })?;
     expect_len(op, "is_f32", usize::from(sizes.is_f32), usize::from(is_f32))?;

@@ -304,3 +304,22 @@ fn a_recorded_step_serves_sequences_of_other_lengths_and_numbers() {
         assert_eq!(got.iter().filter(|v| !v.is_nan()).count(), spans.len() * 384);
     }
 }
+
+#[test]
+fn a_cache_without_blocks_is_refused() {
+    let Some(gpu) = gpu() else { return };
+    let cache = KvCache::<bf16>::new(gpu, 2, 64, 0).unwrap();
+    let sizes = AttentionSizes { heads: 6, kv_heads: 2, head_dim: 64, window: None, is_f32: false };
+    let (q, words) = (gpu.zeroed::<bf16>(384).unwrap(), gpu.zeroed::<u32>(8).unwrap());
+    let mut out = gpu.zeroed::<bf16>(384).unwrap();
+    let input = AttentionInput {
+        sizes,
+        q: q.view(),
+        q_stride: 384,
+        spans: words.slice(..5),
+        tables: words.view(),
+        scale: 0.125,
+    };
+    let refused = cuda::prefill_attention(gpu, &input, words.slice(..4), &cache, out.view_mut()).unwrap_err();
+    assert_eq!(refused.to_string(), "prefill_attention: block 0 is out of range, the limit is 0");
+}
