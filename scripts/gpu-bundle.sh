@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds all that `make test-gpu` and `make bench-gpu` run into target/gpu (and target/gpu.tar.xz), for a machine with a
-# GPU and without cargo: unpack it in the root of the same checkout there.
+# GPU and without cargo: there, in the same checkout, `mkdir -p target && tar -C target -xf gpu.tar.xz`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 CUDA_HOME="$(bash scripts/cuda-toolkit.sh)"
@@ -19,7 +19,8 @@ cargo test --workspace --features cuda --no-run --message-format=json-render-dia
 while read -r name path; do
     copy "$path" "tests/$name"
     # What holds no test of the GPU stays here.
-    "$out/tests/$name" --list cuda | grep -q ': test$' || rm "$out/tests/$name"
+    tests="$("$out/tests/$name" --list cuda)"
+    [[ "$tests" == *": test"* ]] || rm "$out/tests/$name"
 done <"$out/list"
 cargo bench --package millgate-kernels --features cuda --bench gpu --no-run --message-format=json-render-diagnostics |
     python3 scripts/gpu_bundle.py >"$out/list"
@@ -29,13 +30,14 @@ rm "$out/list"
 cargo build --release --features cuda --bin millgate
 copy "$target/release/millgate" millgate
 # NVIDIA's checker of memory accesses and races, which PyTorch does not bring.
-sanitizer="${XDG_CACHE_HOME:-$HOME/.cache}/millgate/sanitizer-13.0"
+sanitizer="${XDG_CACHE_HOME:-$HOME/.cache}/millgate/sanitizer-13.5"
 if [ ! -e "$sanitizer/complete" ]; then
     python3 -m venv "$sanitizer"
-    "$sanitizer/bin/pip" install --quiet --disable-pip-version-check --no-deps nvidia-cuda-sanitizer-api==13.0.85
+    "$sanitizer/bin/pip" install --quiet --disable-pip-version-check --no-deps nvidia-cuda-sanitizer-api==13.5.25
     touch "$sanitizer/complete"
 fi
-cp -r "$sanitizer"/lib/python3*/site-packages/nvidia/cu13/bin "$out/sanitizer"
+mkdir "$out/sanitizer"
+find "$sanitizer"/lib/python3*/site-packages/nvidia/cu13/compute-sanitizer -maxdepth 1 -type f -exec cp {} "$out/sanitizer" \;
 
 # Tests find their models below the folder they were built in.
 pwd >"$out/built-in"

@@ -83,6 +83,15 @@ pub enum LoadError {
         /// The format.
         weights: &'static str,
     },
+    /// Rows of such heads in eight bits are no whole loads of sixteen bytes.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "a KV cache in fp8 needs heads of a multiple of 16 elements, the model has {head_dim}; leave `kv_dtype` at auto"
+    )]
+    GpuFp8Heads {
+        /// Elements of a head.
+        head_dim: usize,
+    },
     /// The model does not fit into the memory of the GPU.
     #[cfg(feature = "cuda")]
     #[error(

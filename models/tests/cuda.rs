@@ -88,6 +88,33 @@ fn a_model_that_does_not_fit_is_refused_with_the_figures() {
 }
 
 #[test]
+fn a_chunk_whose_rows_nobody_wants_fills_the_cache_like_any_other() {
+    let tokens = prompt(3, 40);
+    let batch = |from: usize, to: usize, output_rows: Vec<u32>| Batch {
+        tokens: tokens[from..to].to_vec(),
+        positions: (from as u32..to as u32).collect(),
+        slots: (from as u32..to as u32).collect(),
+        sequences: vec![SequenceSpan {
+            query_start: 0,
+            query_len: (to - from) as u32,
+            context_len: to as u32,
+            table_start: 0,
+            table_len: 2,
+        }],
+        tables: vec![0, 1],
+        output_rows,
+    };
+    for name in ["gguf/llama-q8_0.gguf", "gguf/llama-q4_k_m.gguf", "qwen3-bf16"] {
+        let Some(mut rig) = open(name) else { return };
+        let whole = rig.model.forward(&batch(0, 40, vec![39])).unwrap().to_vec();
+        assert!(rig.model.forward(&batch(0, 20, vec![])).unwrap().is_empty());
+        let halves = rig.model.forward(&batch(20, 40, vec![19])).unwrap();
+        let furthest = whole.iter().zip(halves).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(whole.len() == halves.len() && furthest < 0.15, "{name}: {furthest} apart");
+    }
+}
+
+#[test]
 fn gguf_files_in_blocks_stay_close_to_their_dequantised_weights() {
     for name in
         ["llama-q8_0", "qwen2-q8_0", "llama-q4_0", "llama-q4_k_m", "qwen3-q5_k", "llama-q6_k", "llama3-rope-bf16"]

@@ -201,9 +201,19 @@ fn check<T: Activation, C: KvElement>(
     let is_f32 = size_of::<T>() == 4;
     expect_len(op, "bytes of a query's element", size_of::<T>(), if sizes.is_f32 { 4 } else { size_of::<T>().min(2) })?;
     expect_len(op, "is_f32", usize::from(sizes.is_f32), usize::from(is_f32))?;
+    check_row_bytes(op, sizes, size_of::<C>())?;
     aligned(op, &[input.q])?;
     aligned(op, &[input.spans, input.tables])?;
     check_sizes(op, sizes, &Lengths { q: input.q.len(), q_stride: input.q_stride, out, scale: input.scale })
+}
+
+/// The kernels of 16-bit activations load a head's row of the cache 16 bytes at a time.
+fn check_row_bytes(op: &'static str, sizes: &AttentionSizes, element_bytes: usize) -> Result<(), KernelError> {
+    if sizes.is_f32 || (sizes.head_dim * element_bytes).is_multiple_of(16) {
+        return Ok(());
+    }
+    let (found, wanted) = (sizes.head_dim, 16 / element_bytes);
+    Err(KernelError::Shape { op, what: "head_dim with this cache (a multiple)", found, wanted })
 }
 
 struct Lengths {
@@ -246,6 +256,15 @@ mod tests {
     use super::*;
 
     const SIZES: AttentionSizes = AttentionSizes { heads: 8, kv_heads: 2, head_dim: 80, window: None, is_f32: false };
+
+    #[test]
+    fn rows_of_an_eight_bit_cache_that_are_no_whole_loads_are_refused() {
+        let odd = AttentionSizes { head_dim: 24, ..SIZES };
+        assert!(check_row_bytes("attention", &odd, 1).unwrap_err().to_string().contains("24"));
+        assert_eq!(check_row_bytes("attention", &odd, 2), Ok(()));
+        assert_eq!(check_row_bytes("attention", &SIZES, 1), Ok(()));
+        assert_eq!(check_row_bytes("attention", &AttentionSizes { is_f32: true, ..odd }, 1), Ok(()));
+    }
 
     #[test]
     fn what_no_kernel_can_read_is_refused_by_name() {

@@ -201,6 +201,10 @@ impl<T: Activation, C: KvElement> Decoder<T, C> {
         for layer in 0..self.weights.layers.len() {
             self.attend(layer, pass)?;
             let is_last = layer + 1 == self.weights.layers.len();
+            if is_last && pass.outputs == 0 {
+                // A chunk of a prompt whose rows nobody wants: it was there for the cache.
+                return Ok(());
+            }
             let is_gathered = is_last && !pass.layout.gathered.is_empty();
             if is_gathered {
                 self.gather(pass)?;

@@ -45,6 +45,9 @@ pub(crate) fn load(load: DeviceLoad<'_>) -> Result<Box<dyn Model>, LoadError> {
         ("f32", KvDtypeChoice::Auto | KvDtypeChoice::F32) => load_as::<f32, f32>(load),
         ("f16", KvDtypeChoice::Auto) => load_as::<f16, f16>(load),
         ("bf16", KvDtypeChoice::Auto | KvDtypeChoice::Bf16) => load_as::<bf16, bf16>(load),
+        ("bf16", KvDtypeChoice::Fp8) if !load.config.head_dim.is_multiple_of(16) => {
+            Err(LoadError::GpuFp8Heads { head_dim: load.config.head_dim })
+        }
         ("bf16", KvDtypeChoice::Fp8) => load_as::<bf16, Fp8>(load),
         _ => Err(LoadError::GpuKvDtype { weights }),
     }
