@@ -29,6 +29,8 @@ SHAPES = {
     "tiny": dict(hidden=64, mlp=128, layers=2, heads=4, kv_heads=2, dim=16, vocab=4096, tied=True, qwen=False),
 }
 STREAMS = (1, 8, 32, 128)
+# Tokens of each prompt of the decode runs, here and for transformers.
+DECODE_PROMPT = 128
 PROMPTS = (512, 4096, 16_384)
 
 
@@ -165,7 +167,7 @@ def transformers_rate(folder, streams, output):
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map="cuda")
-        prompts = [[3 + (i * 7 + j) % 1000 for j in range(128)] for i in range(streams)]
+        prompts = [[3 + (i * 7 + j) % 1000 for j in range(DECODE_PROMPT)] for i in range(streams)]
         settings = GenerationConfig(max_new_tokens=output, min_new_tokens=output, do_sample=False, eos_token_id=-1)
         model.generate_batch(inputs=prompts[:2], generation_config=settings)
         start = time.monotonic()
@@ -181,10 +183,11 @@ def measure(server, shape, card, table):
     matrix = sum(count(dims) for name, dims in tensors(shape) if len(dims) == 2 and "embed" not in name)
     head = shape["vocab"] * shape["hidden"]
     read = 2 * (matrix + (head if shape["tied"] else 0))
-    server.bench(2, 2, 32, 8)
+    prompt = 32 if is_tiny else DECODE_PROMPT
+    server.bench(2, 2, prompt, 8)
     rates = {}
     for streams in STREAMS[: 2 if is_tiny else None]:
-        report = server.bench(streams, streams, 32, output, seed=streams)
+        report = server.bench(streams, streams, prompt, output, seed=streams)
         itl = report["itl_ms"]
         rates[streams] = report["output_tokens_per_s"]
         share = f"{read / (itl['p50'] / 1e3) / card[0] * 100:.0f} % of bandwidth (weights alone)" if itl["p50"] else ""
@@ -212,7 +215,10 @@ def main():
     if name not in SHAPES or not (bundle / "millgate").exists():
         sys.exit(f"usage: bench_gpu.py {'|'.join(SHAPES)} [BUNDLE]; the bundle is made by `make gpu-bundle`")
     shape = SHAPES[name]
-    parts = subprocess.run([bundle / "bench", name], capture_output=True, text=True).stdout
+    done = subprocess.run([bundle / "bench", name], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the benchmark of operations failed ({done.returncode}):\n{done.stdout}{done.stderr}")
+    parts = done.stdout
     print(parts)
     found = re.search(r"copies (\d+) GB/s, bf16 products (\d+) TFLOP/s", parts)
     unknown = float("nan")
