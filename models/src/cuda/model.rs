@@ -13,8 +13,9 @@ use crate::model::{ForwardError, Model, ModelSpec};
 
 /// Numbers of rows that decode steps are recorded for; a step takes the next larger one.
 const BUCKETS: [usize; 16] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384];
-/// Words for block ids and adjustments beyond what rows of the longest context need for their blocks.
-const TAIL_WORDS: usize = 1 << 18;
+/// Words for adjustments: 256 rows that each penalise 2,048 different tokens. A step with more takes new memory, which ends
+/// the recorded steps.
+const TAIL_WORDS: usize = 1 << 21;
 
 /// A decoder ready to compute.
 pub(super) struct CudaModel<T, C> {
