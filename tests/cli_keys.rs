@@ -88,7 +88,7 @@ async fn many_keys_are_ended_after_a_dry_run_and_an_administrator_reaches_everyb
 }
 
 #[tokio::test]
-async fn a_user_is_locked_out_and_let_in_again_and_hints_fit_what_is_missing() {
+async fn a_user_is_locked_out_let_in_again_or_deleted_and_hints_fit_what_is_missing() {
     let app = TestApp::new().start().await;
     let (admin, ann) = (app.admin(), app.user("ann", &["premium-users"]).await);
     for (command, status) in [("deactivate", 401), ("activate", 200)] {
@@ -96,8 +96,13 @@ async fn a_user_is_locked_out_and_let_in_again_and_hints_fit_what_is_missing() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         assert_eq!(ann.get("/v1/me").await.status, status, "{command}");
     }
+    let bob = app.user("bob", &[]).await;
+    let gone = millgate(&app, &admin, &["user", "delete", "bob"]).await;
+    assert_eq!(String::from_utf8_lossy(&gone.stdout), "bob is deleted, the keys are revoked\n");
+    assert_eq!(bob.get("/v1/me").await.status, 401);
     for (args, hint) in [
         (&["user", "activate", "nobody"][..], "`millgate user list`"),
+        (&["user", "delete", "nobody"], "`millgate user list`"),
         (&["key", "show", "nothing", "--all"], "`millgate key list`"),
         (&["model", "load", "nothing"], "`millgate model list`"),
         (&["token", "withdraw", "nothing"], "`millgate token keys`"),

@@ -312,6 +312,8 @@ pub enum UserCommand {
     Deactivate(UserNameArgs),
     /// Let a user in again; the keys that have not ended work as before
     Activate(UserNameArgs),
+    /// Delete a user and revoke the keys; what was used stays in the ledger
+    Delete(UserNameArgs),
 }
 
 /// Options of `user create`.
@@ -343,7 +345,7 @@ pub struct UserSetGroupsArgs {
     pub remote: Remote,
 }
 
-/// Options of `user deactivate` and `user activate`.
+/// Options of `user deactivate`, `user activate` and `user delete`.
 #[derive(Debug, Args)]
 pub struct UserNameArgs {
     /// The name

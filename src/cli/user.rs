@@ -1,4 +1,4 @@
-//! `millgate user`: list, create, regroup and lock out users through a running server.
+//! `millgate user`: list, create, regroup, lock out and delete users through a running server.
 
 use anyhow::Result;
 use reqwest::Method;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::config::Environment;
 
-use super::args::{ListArgs, UserCommand};
+use super::args::{ListArgs, UserCommand, UserNameArgs};
 use super::client::{Client, segment};
 use super::output;
 
@@ -17,6 +17,7 @@ use super::output;
 pub(super) async fn run(command: &UserCommand, environment: &Environment) -> Result<()> {
     let (remote, is_json, method, path, body) = match command {
         UserCommand::List(args) => return list(args, environment).await,
+        UserCommand::Delete(args) => return delete(args, environment).await,
         UserCommand::Create(args) => {
             let body = json!({"name": args.name, "groups": args.groups});
             (&args.remote, args.json, Method::POST, "/admin/v1/users".to_owned(), body)
@@ -33,6 +34,15 @@ pub(super) async fn run(command: &UserCommand, environment: &Environment) -> Res
     };
     let user = Client::new(remote, environment)?.json(method, &path, Some(&body)).await?;
     if is_json { output::json(&user) } else { output::line(&describe(&user)) }
+}
+
+async fn delete(args: &UserNameArgs, environment: &Environment) -> Result<()> {
+    let path = format!("/admin/v1/users/{}", segment(&args.name));
+    let user = Client::new(&args.remote, environment)?.json(Method::DELETE, &path, None).await?;
+    if args.json {
+        return output::json(&user);
+    }
+    output::line(&format!("{} is deleted, the keys are revoked", name(&user)))
 }
 
 async fn list(args: &ListArgs, environment: &Environment) -> Result<()> {
