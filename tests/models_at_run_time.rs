@@ -376,11 +376,18 @@ async fn a_stream_that_runs_while_its_model_is_unloaded_or_deleted_is_finished()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_outlasts_the_drain_time_ends_with_an_error_and_the_memory_is_free() {
-    let place = Place { drain_timeout: "1ms", ..Place::new() };
+    let more = "[engine]\npark_timeout = \"30m\"\n".to_owned();
+    let place = Place { drain_timeout: "1ms", more, ..Place::new() };
     let program = place.start().await;
     program.create("busy", json!({"source": "builtin:demo", "tiers": "all"})).await;
     program.until("busy", "ready").await;
-    let stream = long_stream(&program).await;
+    // Its limit is used up before the answer is, and frees in ten minutes: until then the stream stands still.
+    let tight = json!({"limits": ["20 completion_tokens / 10m"]});
+    assert_eq!(program.admin.put("/admin/v1/tiers/free", &tight).await.status, 200);
+    let fields = json!({"model": "busy", "ignore_eos": true});
+    let mut stream = program.member().await.chat_stream("Tell me a story.", fields).await;
+    assert_eq!(stream.status(), 200);
+    stream.chunk().await.unwrap();
     program.order("busy", "unload").await;
     let rest = Reply::read(stream).await;
     assert!(rest.body.contains("unavailable_error"), "{}", rest.body);

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::declaration::Declared;
 use super::error::{FileError, Problem};
 use super::whole::Whole;
+use super::words::plain;
 use crate::governance::limits::{Limit, LimitError, LimitSpec};
 use crate::governance::records::TierOrigin;
 use crate::governance::tiers::{self, LEVEL_MAX, TierError, WEIGHT_MAX};
@@ -84,7 +85,7 @@ pub(super) fn read_yaml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileE
 pub(super) fn read_toml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileError> {
     let file = toml::from_str(text).map_err(|error| {
         let before = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() as u64);
-        FileError::new(before.map(|lines| lines + 1), Problem::Format(error.message().to_owned()))
+        FileError::new(before.map(|lines| lines + 1), Problem::Format(plain(error.message())))
     })?;
     own(file, text)
 }
@@ -171,8 +172,8 @@ fn yaml<T: DeserializeOwned>(text: &str, lines_before: u64) -> Result<T, FileErr
         if message.starts_with("budget breached") {
             return FileError::new(None, Problem::Format("it is too large, or its anchors make it so".into()));
         }
-        let message = message.split(" at line ").next().unwrap_or_default().trim_end_matches(':').to_owned();
-        FileError::new(line.map(|line| line + lines_before), Problem::Format(message))
+        let message = message.split(" at line ").next().unwrap_or_default().trim_end_matches(':');
+        FileError::new(line.map(|line| line + lines_before), Problem::Format(plain(message)))
     })
 }
 

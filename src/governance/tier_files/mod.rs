@@ -9,6 +9,7 @@ mod error;
 mod format;
 mod watched;
 mod whole;
+mod words;
 
 pub use declaration::{Declaration, TierPlan};
 pub use error::{FileError, Problem};
