@@ -37,6 +37,29 @@ async fn ten_thousand_headers_are_refused_with_431() {
 }
 
 #[tokio::test]
+async fn who_speaks_http_2_unasked_is_told_which_version_is_spoken_here() {
+    let app = TestApp::new().start().await;
+    let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let answer = exchange(app.address, opening).await;
+    assert!(answer.starts_with("HTTP/1.1 505 HTTP Version Not Supported\r\n"), "{answer}");
+    assert!(answer.contains("this server speaks HTTP/1.1"), "{answer}");
+    assert_eq!(app.anonymous().get("/livez").await.status, 200);
+}
+
+#[tokio::test]
+async fn answers_to_what_is_no_request_are_counted_like_the_others() {
+    let app = TestApp::new().start().await;
+    let long = format!("GET /{} HTTP/1.1\r\nhost: x\r\n\r\n", "y".repeat(70_000));
+    for bytes in [&b"\0\r\n\r\n"[..], long.as_bytes(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        exchange(app.address, bytes).await;
+    }
+    let page = app.anonymous().get("/metrics").await.body;
+    let counted: Vec<&str> = page.lines().filter(|line| line.contains("route=\"unparsed\"")).collect();
+    let of = |status: &str| counted.iter().any(|line| line.contains(status) && line.ends_with(" 1"));
+    assert!(of("\"400\"") && of("\"505\"") && counted.len() == 3, "{counted:?}");
+}
+
+#[tokio::test]
 async fn negative_and_huge_parameters_are_refused_by_name() {
     let app = TestApp::new().start().await;
     let user = app.user("ann", &[]).await;

@@ -12,6 +12,8 @@ use serde_json::json;
 use tokio::net::TcpStream;
 use tokio_util::task::TaskTracker;
 
+use super::processor::server_time;
+
 /// A server to measure.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
@@ -28,6 +30,8 @@ pub(crate) struct Load {
     pub(crate) seconds: Duration,
     pub(crate) tokens: u32,
     pub(crate) is_streamed: bool,
+    /// Whether it runs on threads of its own.
+    pub(crate) is_apart: bool,
 }
 
 /// What one round took, from the first byte sent to the last byte received.
@@ -36,6 +40,8 @@ pub(crate) struct Timing {
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
     pub(crate) per_second: f64,
+    /// Processor time of the server a request, where the client has threads of its own.
+    pub(crate) server_us: Option<f64>,
 }
 
 impl Load {
@@ -46,6 +52,7 @@ impl Load {
         for _ in 0..streams {
             connections.push(connect(target, &tasks).await);
         }
+        let before = server_time();
         let start = Instant::now();
         let until = start + self.seconds;
         let clients = connections.into_iter().map(|connection| tasks.spawn(self.client(connection, target, until)));
@@ -54,9 +61,11 @@ impl Load {
             times.extend(client.expect("a client ends without a panic"));
         }
         let spent = start.elapsed().as_secs_f64();
+        let took = server_time().zip(before).map(|(after, before)| after.saturating_sub(before));
         times.sort_by(f64::total_cmp);
+        let server_us = took.filter(|_| self.is_apart).map(|took| took.as_secs_f64() * 1e6 / times.len() as f64);
         let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize];
-        Timing { p50_ms: at(0.5), p99_ms: at(0.99), per_second: times.len() as f64 / spent }
+        Timing { p50_ms: at(0.5), p99_ms: at(0.99), per_second: times.len() as f64 / spent, server_us }
     }
 
     /// Asks until the time is over; milliseconds of each exchange.

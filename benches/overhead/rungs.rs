@@ -154,7 +154,8 @@ impl Ladder {
             model: MODEL.to_owned(),
         });
         let stop = self.stop.clone();
-        self.tasks.spawn(async move { api::serve(listener, router, &api::Config::default(), stop).await });
+        let metrics = Arc::new(Metrics::new());
+        self.tasks.spawn(async move { api::serve(listener, router, &api::Config::default(), metrics, stop).await });
     }
 }
 

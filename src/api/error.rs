@@ -24,6 +24,7 @@ pub(crate) enum Kind {
     UnsupportedEncoding,
     TooManyHeaders,
     AddressTooLong,
+    HttpVersion,
     RateLimited,
     QuotaExceeded,
     Internal,
@@ -45,6 +46,7 @@ impl Kind {
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooManyHeaders => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::AddressTooLong => StatusCode::URI_TOO_LONG,
+            Self::HttpVersion => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
             Self::RateLimited | Self::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Overloaded | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -58,6 +60,7 @@ impl Kind {
             | Self::UnsupportedEncoding
             | Self::TooManyHeaders
             | Self::AddressTooLong
+            | Self::HttpVersion
             | Self::MethodNotAllowed
             | Self::TimedOut => "invalid_request_error",
             Self::Unauthenticated => "authentication_error",

@@ -22,18 +22,26 @@ use super::config::Config;
 use super::patient::Patient;
 use super::source::Peer;
 use super::worded::Worded;
+use crate::telemetry::Metrics;
 
 /// Hyper's read buffer a connection, which bounds the size of all headers together.
 const MAX_HEADER_BYTES: usize = 64 << 10;
 /// How long to wait after the system refused a connection, for example because no file handle is left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves `router` on `listener` until `stop` is cancelled, then lets every open exchange finish.
+/// Serves `router` on `listener` until `stop` is cancelled, then lets every open exchange finish. What never becomes a
+/// request is counted in `metrics` here; the rest the router counts.
 ///
 /// # Cancel
 /// Cancelling `stop` closes idle connections at once; the future resolves when the last exchange is over. Dropping the
 /// future closes the listener and leaves open connections to themselves.
-pub async fn serve(listener: TcpListener, router: Router, config: &Config, stop: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    config: &Config,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(config.max_connections));
     let connections = TaskTracker::new();
     let mut http = http1::Builder::new();
@@ -48,7 +56,7 @@ pub async fn serve(listener: TcpListener, router: Router, config: &Config, stop:
         };
         if let Some((stream, peer, slot)) = accepted {
             let stream = Patient::new(stream, config.stall_timeout);
-            let stream = Worded::new(stream, config.max_headers, MAX_HEADER_BYTES);
+            let stream = Worded::new(stream, config.max_headers, MAX_HEADER_BYTES, Arc::clone(&metrics));
             let (http, router, stop) = (http.clone(), router.clone(), stop.clone());
             connections.spawn(async move {
                 converse(http, stream, peer, router, stop).await;

@@ -1,8 +1,10 @@
 //! The answers that the HTTP parser gives by itself, to bytes that are no request it takes, brought into the one shape.
 //!
-//! They never reach the router, and the parser has no hook for them: they are recognised on their way out and replaced.
+//! They never reach the router, and the parser has no hook for them: they are recognised on their way out, replaced and
+//! counted. HTTP/2, which the parser meets with silence, is recognised on its way in.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use axum::http::StatusCode;
@@ -10,6 +12,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use uuid::Uuid;
 
 use super::error::{ApiError, Kind};
+use crate::telemetry::Metrics;
+
+/// How a client begins that speaks HTTP/2 without having asked; the parser would close the connection without a word.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
+/// The route that answers to no request at all are counted under.
+const ROUTE: &str = "unparsed";
 
 /// A connection whose bare errors get a body.
 pub(crate) struct Worded<S> {
@@ -18,12 +26,23 @@ pub(crate) struct Worded<S> {
     substitute: Option<(Vec<u8>, usize)>,
     max_headers: usize,
     max_header_bytes: usize,
+    metrics: Arc<Metrics>,
+    reading: Reading,
+}
+
+/// What has come in so far.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Nothing,
+    Requests,
+    /// HTTP/2: it is told so, and the rest of what it sends is thrown away.
+    Http2,
 }
 
 impl<S> Worded<S> {
     /// Wraps a stream; the bounds are told to who crosses them.
-    pub(crate) fn new(stream: S, max_headers: usize, max_header_bytes: usize) -> Self {
-        Self { stream, substitute: None, max_headers, max_header_bytes }
+    pub(crate) fn new(stream: S, max_headers: usize, max_header_bytes: usize, metrics: Arc<Metrics>) -> Self {
+        Self { stream, substitute: None, max_headers, max_header_bytes, metrics, reading: Reading::Nothing }
     }
 
     fn worded(&self, status: StatusCode) -> Vec<u8> {
@@ -36,10 +55,14 @@ impl<S> Worded<S> {
                 ),
             ),
             StatusCode::URI_TOO_LONG => (Kind::AddressTooLong, "the address of the request is too long".to_owned()),
+            StatusCode::HTTP_VERSION_NOT_SUPPORTED => {
+                (Kind::HttpVersion, "this server speaks HTTP/1.1: HTTP/2 needs a proxy in front".to_owned())
+            }
             _ => (Kind::Invalid, "the request is not well-formed HTTP/1.1".to_owned()),
         };
         let error = ApiError::new(kind, message);
         let (body, id, status) = (error.to_json(), Uuid::now_v7(), error.status());
+        self.metrics.answered(ROUTE, status.as_u16());
         format!(
             "HTTP/1.1 {} {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {id}\r\n\
              x-millgate-request-id: {id}\r\nconnection: close\r\n\r\n{body}",
@@ -52,8 +75,8 @@ impl<S> Worded<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Worded<S> {
-    /// Writes the substitute to its end, then says that all of the bare answer was taken.
-    fn poll_substitute(&mut self, context: &mut Context<'_>, length: usize) -> Poll<io::Result<usize>> {
+    /// Writes the substitute to its end.
+    fn poll_substitute(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((bytes, done)) = &mut self.substitute {
             if *done == bytes.len() {
                 break;
@@ -64,7 +87,26 @@ impl<S: AsyncWrite + Unpin> Worded<S> {
             }
         }
         self.substitute = None;
-        Poll::Ready(Ok(length))
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Worded<S> {
+    /// Writes the refusal and reads on until the client closes, so that what it has sent does not reset the connection
+    /// under the answer; the parser sees a stream without a byte. Its time limit on headers bounds the wait.
+    fn poll_refuse(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.substitute.is_some() {
+            ready!(self.poll_substitute(context))?;
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        }
+        let mut scratch = [0; 1024];
+        loop {
+            let mut unread = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut unread))?;
+            if unread.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
@@ -76,9 +118,25 @@ fn bare_status(bytes: &[u8]) -> Option<StatusCode> {
     StatusCode::from_bytes(code).ok().filter(|_| is_bare)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Worded<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Worded<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, into)
+        let this = self.get_mut();
+        if this.reading == Reading::Http2 {
+            return this.poll_refuse(context);
+        }
+        let before = into.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, into))?;
+        if this.reading == Reading::Requests {
+            return Poll::Ready(Ok(()));
+        }
+        if !into.filled()[before..].starts_with(HTTP2_PREFACE) {
+            this.reading = Reading::Requests;
+            return Poll::Ready(Ok(()));
+        }
+        into.set_filled(before);
+        this.reading = Reading::Http2;
+        this.substitute = Some((this.worded(StatusCode::HTTP_VERSION_NOT_SUPPORTED), 0));
+        this.poll_refuse(context)
     }
 }
 
@@ -91,7 +149,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Worded<S> {
             this.substitute = Some((this.worded(status), 0));
         }
         match this.substitute {
-            Some(_) => this.poll_substitute(context, bytes.len()),
+            Some(_) => this.poll_substitute(context).map_ok(|()| bytes.len()),
             None => Pin::new(&mut this.stream).poll_write(context, bytes),
         }
     }
@@ -136,7 +194,7 @@ mod tests {
             let mut text = String::new();
             tokio::io::AsyncReadExt::read_to_string(&mut far, &mut text).await.map(|_| text)
         };
-        let mut stream = Worded::new(near, 100, 65_536);
+        let mut stream = Worded::new(near, 100, 65_536, Arc::new(Metrics::new()));
         let writing = async move { stream.write_all(bytes).await };
         let (written, read) = tokio::join!(writing, reading);
         written.unwrap();

@@ -128,8 +128,8 @@ impl Parts {
     fn listen(&self, main: TcpListener, ops: Option<TcpListener>, api: &Api) {
         let serve = |listener, router| {
             let config = api.config.clone();
-            let stop = self.stop_listening.clone();
-            self.listeners.spawn(async move { api::serve(listener, router, &config, stop).await });
+            let (metrics, stop) = (api.metrics.clone(), self.stop_listening.clone());
+            self.listeners.spawn(async move { api::serve(listener, router, &config, metrics, stop).await });
         };
         serve(main, api::router(api));
         if let Some(ops) = ops {

@@ -199,6 +199,7 @@ impl Builder {
         let lifecycle = Arc::new(Lifecycle::default());
         let api_config = self.api.clone();
         let log_filters = Arc::new(Mutex::new(Vec::new()));
+        let metrics = Arc::new(Metrics::new());
         let api = Api::new(ApiParts {
             governor: governor.clone(),
             models,
@@ -206,14 +207,14 @@ impl Builder {
             config: self.api,
             settings: LiveSettings::new(fixed_settings(log_filters.clone(), tasks.clone())),
             clock,
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::clone(&metrics),
             tracer: self.tracer,
             lifecycle: lifecycle.clone(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (router, token) = (api::router(&api), stop.clone());
-        tasks.spawn(async move { api::serve(listener, router, &api_config, token).await });
+        tasks.spawn(async move { api::serve(listener, router, &api_config, metrics, token).await });
         lifecycle.set_ready();
         TestApp {
             address,

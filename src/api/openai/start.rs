@@ -357,6 +357,8 @@ async fn submit_all(
     let scheduling = permit.scheduling();
     let seed = match plan.params.seed {
         Some(seed) => seed,
+        // The most likely token needs no chance.
+        None if plan.params.temperature == 0.0 => 0,
         None => random_seed()?,
     };
     let mut flights = Vec::with_capacity(plan.prompts.len());
