@@ -12,7 +12,7 @@ use millgate::governance::Status;
 use millgate_models::{Device, DeviceChoice};
 use serde_json::json;
 
-use crate::engine::{Answer, load, read, request, start_on, together};
+use crate::engine::{Answer, load, read, request, start_on, testdata, together};
 use crate::support::{Actor, TestApp};
 
 const GPU: Device = Device::Cuda(0);
@@ -122,9 +122,9 @@ async fn a_server_tells_where_its_models_compute_and_refuses_a_device_that_is_no
     let start = async |device: &str| {
         let text = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n[engine]\ndevice = \"{device}\"\nmax_running = 4\nstep_tokens = 64\n\
-             [cpu]\nthreads = 1\n[[models]]\nname = \"tiny\"\nsource = \"{}/models/testdata/qwen3\"\nkv_memory = \"1MiB\"\n\
+             [cpu]\nthreads = 1\n[[models]]\nname = \"tiny\"\nsource = \"{}\"\nkv_memory = \"1MiB\"\n\
              [[models]]\nname = \"host\"\nsource = \"builtin:demo\"\ndevice = \"cpu\"\nkv_memory = \"8MiB\"\n",
-            env!("CARGO_MANIFEST_DIR")
+            testdata("qwen3").display()
         );
         let environment =
             Environment { admin_key: Some("bootstrap-secret-only-for-tests".into()), ..Environment::default() };

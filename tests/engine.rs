@@ -28,9 +28,14 @@ pub(crate) fn start_on(device: Device, name: &str, num_blocks: usize) -> EngineH
     spawn(name, load(device, name, num_blocks), FakeModel::text(), Config::default()).unwrap()
 }
 
+/// A checkpoint of the test data. Cargo names the folder; so does who runs the tests in another checkout than theirs.
+pub(crate) fn testdata(name: &str) -> PathBuf {
+    let checkout = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    PathBuf::from(checkout).join("models/testdata").join(name)
+}
+
 pub(crate) fn load(device: Device, name: &str, num_blocks: usize) -> Box<dyn Model> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/testdata").join(name);
-    let source: Source = path.display().to_string().parse().unwrap();
+    let source: Source = testdata(name).display().to_string().parse().unwrap();
     let options = LoadOptions {
         device,
         kv_bytes: None,
