@@ -26,10 +26,14 @@ struct Product {
 struct Handle {
     void* stream = nullptr;
 };
+// `runs`: of how many runs a sum is added up, so that algorithms differ in how they round, as real ones do.
 struct Algorithm {
-    uint64_t magic, unused[7];
+    uint64_t magic, runs, is_picky, unused[5];
 };
 constexpr uint64_t MAGIC = 0x6d696c6c67617465;
+struct Preference {
+    uint32_t reductions = 7, alignment = 256;
+};
 struct Heuristic {
     Algorithm algorithm;
     size_t workspace_bytes;
@@ -71,9 +75,14 @@ bool is_there(const void* at, const Layout& layout) {
            reinterpret_cast<uint64_t>(at) % width(layout.type) == 0;
 }
 
+// What an algorithm refuses although it was recommended for more columns.
+bool allows(const Algorithm& algorithm, const Layout& la, const Layout& lb) {
+    return algorithm.magic == MAGIC && (algorithm.is_picky == 0 || lb.cols >= 4 || la.cols % 2 == 0);
+}
+
 // d = aT * b, all column-major.
 int multiply(void* stream, float alpha, const void* a, Layout la, const void* b, Layout lb, float beta, void* d,
-             Layout ld) {
+             Layout ld, uint64_t runs) {
     if (la.rows != lb.rows || ld.rows != la.cols || ld.cols != lb.cols || la.type != lb.type || beta != 0 ||
         (ld.type != la.type && ld.type != R_32F)) {
         return INVALID_VALUE;
@@ -91,8 +100,12 @@ int multiply(void* stream, float alpha, const void* a, Layout la, const void* b,
             for (uint64_t c = 0; c < lb.cols; c++) {
                 float sum = 0;
                 const float *x = rows[c].data(), *w = weights.data();
-                for (uint64_t i = 0; i < la.rows; i++) {
-                    sum += x[i] * w[i];
+                for (uint64_t run = 0; run < runs; run++) {
+                    float part = 0;
+                    for (uint64_t i = la.rows * run / runs; i < la.rows * (run + 1) / runs; i++) {
+                        part += x[i] * w[i];
+                    }
+                    sum += part;
                 }
                 write(static_cast<char*>(d) + (c * static_cast<uint64_t>(ld.stride) + r) * width(ld.type), ld.type,
                       sum * alpha);
@@ -132,7 +145,7 @@ API cublasGemmEx(void* handle, int a_op, int b_op, int m, int n, int k, const fl
     }
     const auto um = static_cast<uint64_t>(m), un = static_cast<uint64_t>(n), uk = static_cast<uint64_t>(k);
     return multiply(static_cast<Handle*>(handle)->stream, *alpha, a, {a_type, uk, um, a_stride}, b,
-                    {b_type, uk, un, b_stride}, *beta, c, {c_type, um, un, c_stride});
+                    {b_type, uk, un, b_stride}, *beta, c, {c_type, um, un, c_stride}, n == 1 ? 5 : 2);
 }
 
 API cublasLtCreate(void** handle) {
@@ -170,37 +183,57 @@ API cublasLtMatrixLayoutDestroy(void* layout) {
     return SUCCESS;
 }
 API cublasLtMatmulPreferenceCreate(void** preference) {
-    *preference = new Handle;
+    *preference = new Preference;
     return SUCCESS;
 }
-API cublasLtMatmulPreferenceSetAttribute(void*, int attribute, const void*, size_t bytes) {
+API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value, size_t bytes) {
+    auto* wanted = static_cast<Preference*>(preference);
     const bool is_mask_or_alignment = attribute == 3 || (attribute >= 5 && attribute <= 8);
-    return (attribute == 1 && bytes == 8) || (is_mask_or_alignment && bytes == 4) ? SUCCESS : INVALID_VALUE;
+    if (is_mask_or_alignment && bytes == 4) {
+        std::memcpy(attribute == 3 ? &wanted->reductions : &wanted->alignment, value, bytes);
+        return SUCCESS;
+    }
+    return attribute == 1 && bytes == 8 ? SUCCESS : INVALID_VALUE;
 }
 API cublasLtMatmulPreferenceDestroy(void* preference) {
-    delete static_cast<Handle*>(preference);
+    delete static_cast<Preference*>(preference);
     return SUCCESS;
 }
-// Knows none for an odd number of inputs, so that the way without an algorithm is exercised.
-API cublasLtMatmulAlgoGetHeuristic(void*, void*, void* a, void*, void*, void*, void*, int wanted, Heuristic* found,
-                                   int* count) {
-    if (wanted < 1 || static_cast<Layout*>(a)->rows % 2 == 1) {
-        *count = 0;
+// Knows none for an odd number of inputs, so that the way without an algorithm is exercised. What it likes best depends
+// on the number of columns, on alignment and on how sums may be split; what it likes less allows more.
+API cublasLtMatmulAlgoGetHeuristic(void*, void*, void* a, void* b, void*, void*, void* preference, int wanted,
+                                   Heuristic* found, int* count) {
+    const auto *la = static_cast<Layout*>(a), *lb = static_cast<Layout*>(b);
+    const auto* limits = static_cast<Preference*>(preference);
+    *count = 0;
+    if (wanted < 1 || la->rows % 2 == 1) {
         return NOT_SUPPORTED;
     }
-    *found = Heuristic{{MAGIC, {}}, 1 << 20, SUCCESS, 1, {}};
-    *count = 1;
+    const bool is_split = limits->reductions != 0 && lb->cols <= 64;
+    const uint64_t runs = (is_split ? 4 : lb->cols <= 32 ? 1 : 3) + (limits->alignment < 64 ? 0 : 2);
+    for (const Algorithm& algorithm : {Algorithm{MAGIC, runs, 1, {}}, Algorithm{MAGIC, 1, 0, {}}}) {
+        if (*count < wanted) {
+            found[(*count)++] = Heuristic{algorithm, 1 << 20, SUCCESS, 1, {}};
+        }
+    }
     return SUCCESS;
+}
+API cublasLtMatmulAlgoCheck(void*, void*, void* a, void* b, void*, void*, const Algorithm* algorithm, Heuristic* found) {
+    *found = Heuristic{*algorithm, 1 << 20, SUCCESS, 1, {}};
+    return allows(*algorithm, *static_cast<Layout*>(a), *static_cast<Layout*>(b)) ? SUCCESS : NOT_SUPPORTED;
 }
 API cublasLtMatmul(void*, void* desc, const float* alpha, const void* a, void* la, const void* b, void* lb,
                    const float* beta, const void* c, void* lc, void* d, void* ld, const Algorithm* algorithm,
                    void* workspace, size_t workspace_bytes, void* stream) {
     LOCKED;
     const auto* product = static_cast<Product*>(desc);
+    const Layout &a_layout = *static_cast<Layout*>(la), &b_layout = *static_cast<Layout*>(lb);
     if (!product->is_a_transposed || product->is_b_transposed || c != d || lc != ld || algorithm->magic != MAGIC ||
         !host::is_device(reinterpret_cast<uint64_t>(workspace), workspace_bytes)) {
         return INVALID_VALUE;
     }
-    return multiply(stream, *alpha, a, *static_cast<Layout*>(la), b, *static_cast<Layout*>(lb), *beta, d,
-                    *static_cast<Layout*>(ld));
+    if (!allows(*algorithm, a_layout, b_layout)) {
+        return NOT_SUPPORTED;
+    }
+    return multiply(stream, *alpha, a, a_layout, b, b_layout, *beta, d, *static_cast<Layout*>(ld), algorithm->runs);
 }

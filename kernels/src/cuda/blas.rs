@@ -3,21 +3,24 @@
 use cudarc::cublas::sys as blas;
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
+use std::fmt;
 
+use super::blas_lt::{Algorithm, Layouts, Limits, check_lt};
 use super::error::check as check_driver;
 use super::{CudaError, Gpu, MatMul};
 
 /// What cuBLAS recommends for the newest cards; fixed, so that recorded graphs keep their workspace.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub(super) const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// In deterministic mode every product uses the algorithm for this many rows, which adds over the inputs in one go: a
 /// row's sums then do not depend on how many others there are.
 const DETERMINISTIC_ROWS: usize = 128;
-/// cuBLASLt's mask of ways to add up parts of a sum: none, and all.
-const NO_SPLIT: u32 = 0;
-const EVERY_REDUCTION: u32 = 7;
+/// Numbers of rows that such an algorithm must be able to do: as many as a step may have.
+const DETERMINISTIC_CHECKS: [usize; 10] = [1, 2, 3, 4, 7, 16, 33, DETERMINISTIC_ROWS, 1000, 4096];
+/// And what it may rely on matrices to start at a multiple of, in bytes: where a row lies must not matter either.
+const DETERMINISTIC_ALIGNMENT: u32 = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Types {
@@ -39,14 +42,45 @@ pub(super) struct Blas {
     lt: lt::cublasLtHandle_t,
     plain: blas::cublasHandle_t,
     workspace: sys::CUdeviceptr,
-    algorithms: HashMap<(MatMul, Types, Limits), Option<lt::cublasLtMatmulAlgo_t>>,
+    algorithms: HashMap<(MatMul, Types, Limits), Option<Algorithm>>,
+    /// Sizes without an algorithm so far, and those of them that nobody was told of yet.
+    known_fallbacks: BTreeSet<Fallback>,
+    new_fallbacks: Vec<Fallback>,
+}
+
+/// Sizes of products that cuBLASLt has no algorithm for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fallback {
+    /// Width of a row.
+    pub inputs: usize,
+    /// Width of a row of the product.
+    pub outputs: usize,
+    /// Whether none of those that are there gives a row the same bits among any others.
+    pub is_deterministic: bool,
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { inputs, outputs, is_deterministic } = self;
+        write!(f, "cuBLASLt has no algorithm for products of {inputs} inputs and {outputs} outputs: ")?;
+        f.write_str(match is_deterministic {
+            true => "each row is multiplied alone to keep its bits, which is slow",
+            false => "cuBLAS computes them, perhaps slower and not to the same bits in every step",
+        })
+    }
 }
 
 impl Blas {
     /// Handles for this device, whose context is current.
     pub(super) fn new(gpu: &Gpu) -> Result<Self, CudaError> {
-        let mut new =
-            Self { lt: std::ptr::null_mut(), plain: std::ptr::null_mut(), workspace: 0, algorithms: HashMap::new() };
+        let mut new = Self {
+            lt: std::ptr::null_mut(),
+            plain: std::ptr::null_mut(),
+            workspace: 0,
+            algorithms: HashMap::new(),
+            known_fallbacks: BTreeSet::new(),
+            new_fallbacks: Vec::new(),
+        };
         // SAFETY: the context is current and the libraries are there; each call writes one handle. The workspace is
         // freed after the handles that use it.
         unsafe {
@@ -71,29 +105,53 @@ impl Blas {
         types: Types,
         places: Places,
     ) -> Result<(), CudaError> {
-        let layouts = Layouts::new(shape, types)?;
-        let limits = Limits { is_deterministic: gpu.is_deterministic(), alignment: alignment(&places) };
+        let limits = Limits::of(gpu.is_deterministic(), &places);
         let rows = if limits.is_deterministic { DETERMINISTIC_ROWS } else { bucket(shape.rows) };
         let key = (MatMul { rows, ..shape }, types, limits);
         let algorithm = match self.algorithms.get(&key) {
             Some(&known) => known,
             None => {
-                let found = Layouts::new(key.0, types)?.choose(self.lt, limits)?;
+                let found = self.choose(key.0, types, limits)?;
                 self.algorithms.insert(key, found);
                 found
             }
         };
         if let Some(algorithm) = algorithm {
-            // SAFETY: the caller's promise.
-            let done = unsafe { layouts.multiply(self, &algorithm, places, gpu) };
-            if done != lt::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED
-                && done != lt::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE
-            {
-                return check_lt("matmul", done);
+            let layouts = Layouts::new(shape, types)?;
+            let queue = (self.workspace, gpu.stream());
+            // SAFETY: the caller's promise; all that uses the workspace runs on this stream, in order.
+            if unsafe { layouts.multiply(self.lt, &algorithm, places, queue) }? {
+                return Ok(());
             }
         }
-        // SAFETY: the caller's promise.
-        unsafe { self.multiply_plainly(shape, types, places) }
+        let MatMul { inputs, outputs, .. } = shape;
+        let fallback = Fallback { inputs, outputs, is_deterministic: limits.is_deterministic };
+        if self.known_fallbacks.insert(fallback) {
+            self.new_fallbacks.push(fallback);
+        }
+        // cuBLAS picks by the number of rows: one at a time it picks the same for all.
+        let rows_at_once = if limits.is_deterministic { 1 } else { shape.rows };
+        (0..shape.rows).step_by(rows_at_once).try_for_each(|row| {
+            // SAFETY: these rows are some of those that the caller promises.
+            unsafe {
+                self.multiply_plainly(MatMul { rows: rows_at_once, ..shape }, types, places.at_row(row, &shape, types))
+            }
+        })
+    }
+
+    /// The best algorithm that can do all numbers of rows that it will be used for. It depends on the sizes alone.
+    fn choose(&self, shape: MatMul, types: Types, limits: Limits) -> Result<Option<Algorithm>, CudaError> {
+        let ends = [fewest_of_bucket(shape.rows), shape.rows];
+        let checks: &[usize] = if limits.is_deterministic { &DETERMINISTIC_CHECKS } else { &ends };
+        let checks: Vec<Layouts> =
+            checks.iter().map(|&rows| Layouts::new(MatMul { rows, ..shape }, types)).collect::<Result<_, _>>()?;
+        let candidates = Layouts::new(shape, types)?.candidates(self.lt, limits)?;
+        Ok(candidates.into_iter().find(|candidate| checks.iter().all(|rows| rows.allow(self.lt, candidate))))
+    }
+
+    /// Products without an algorithm that came up since this was asked last; each is told once.
+    pub(super) fn take_fallbacks(&mut self) -> Vec<Fallback> {
+        std::mem::take(&mut self.new_fallbacks)
     }
 
     /// # Safety
@@ -144,169 +202,41 @@ fn bucket(rows: usize) -> usize {
     if rows <= 256 { rows.next_power_of_two() } else { rows.next_multiple_of(256) }
 }
 
+/// The least number of rows in the bucket that ends with `rows`.
+fn fewest_of_bucket(rows: usize) -> usize {
+    if rows <= 256 { rows / 2 + 1 } else { rows - 255 }
+}
+
+impl Places {
+    /// From this row of `x` and `y` on.
+    fn at_row(self, row: usize, shape: &MatMul, types: Types) -> Self {
+        let x = self.x.wrapping_byte_add(row * shape.x_stride * width(types.x));
+        let y = self.y.wrapping_byte_add(row * shape.y_stride * width(types.y));
+        Self { x, y, ..self }
+    }
+}
+
+/// Bytes of a number.
+fn width(which: u32) -> usize {
+    if blas_type(which) == blas::cudaDataType_t::CUDA_R_32F { 4 } else { 2 }
+}
+
+impl Limits {
+    fn of(is_deterministic: bool, places: &Places) -> Self {
+        let most = if is_deterministic { DETERMINISTIC_ALIGNMENT } else { u32::MAX };
+        Self { is_deterministic, alignment: alignment(places).min(most) }
+    }
+}
+
 /// The largest power of two up to 256 that all three matrices start at a multiple of.
 fn alignment(places: &Places) -> u32 {
     let together = places.x as usize | places.w as usize | places.y as usize;
     1 << together.trailing_zeros().min(8)
 }
 
-/// What an algorithm must be able to do.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Limits {
-    is_deterministic: bool,
-    /// Bytes.
-    alignment: u32,
-}
-
-/// What cuBLASLt is told when it is asked for an algorithm.
-struct Preference(lt::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new() -> Result<Self, CudaError> {
-        let mut new = Self(std::ptr::null_mut());
-        // SAFETY: one handle is written.
-        check_lt("ask for an algorithm", unsafe { lt::cublasLtMatmulPreferenceCreate(&mut new.0) })?;
-        Ok(new)
-    }
-
-    fn set<V: Copy>(&mut self, attribute: lt::cublasLtMatmulPreferenceAttributes_t, value: V) -> Result<(), CudaError> {
-        // SAFETY: the value is copied before the call returns, and its size goes with it.
-        let set = unsafe {
-            lt::cublasLtMatmulPreferenceSetAttribute(self.0, attribute, (&raw const value).cast(), size_of::<V>())
-        };
-        check_lt("ask for an algorithm", set)
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: made by `new`, destroyed once.
-            let _ = unsafe { lt::cublasLtMatmulPreferenceDestroy(self.0) };
-        }
-    }
-}
-
-/// cuBLASLt's description of a product.
-struct Layouts {
-    desc: lt::cublasLtMatmulDesc_t,
-    w: lt::cublasLtMatrixLayout_t,
-    x: lt::cublasLtMatrixLayout_t,
-    y: lt::cublasLtMatrixLayout_t,
-}
-
-impl Layouts {
-    fn new(shape: MatMul, types: Types) -> Result<Self, CudaError> {
-        let null = std::ptr::null_mut();
-        let mut new = Self { desc: null as _, w: null as _, x: null as _, y: null as _ };
-        let transposed = blas::cublasOperation_t::CUBLAS_OP_T as i32;
-        let (rows, inputs, outputs) = (shape.rows as u64, shape.inputs as u64, shape.outputs as u64);
-        let (x_stride, y_stride) = (shape.x_stride.max(shape.inputs), shape.y_stride.max(shape.outputs));
-        let (x_type, y_type) = (lt_type(types.x), lt_type(types.y));
-        // SAFETY: each call writes one handle or copies one enumeration value of the given size.
-        unsafe {
-            let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-            let created = lt::cublasLtMatmulDescCreate(&mut new.desc, compute, lt::cudaDataType_t::CUDA_R_32F);
-            check_lt("describe a product", created)?;
-            let set = lt::cublasLtMatmulDescSetAttribute(
-                new.desc,
-                lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
-                (&raw const transposed).cast(),
-                size_of_val(&transposed),
-            );
-            check_lt("describe a product", set)?;
-            let create = lt::cublasLtMatrixLayoutCreate;
-            check_lt("describe w", create(&mut new.w, x_type, inputs, outputs, inputs as i64))?;
-            check_lt("describe x", create(&mut new.x, x_type, inputs, rows, x_stride as i64))?;
-            check_lt("describe y", create(&mut new.y, y_type, outputs, rows, y_stride as i64))?;
-        }
-        Ok(new)
-    }
-
-    /// The algorithm cuBLASLt recommends, if it knows one.
-    fn choose(
-        &self,
-        handle: lt::cublasLtHandle_t,
-        limits: Limits,
-    ) -> Result<Option<lt::cublasLtMatmulAlgo_t>, CudaError> {
-        use lt::cublasLtMatmulPreferenceAttributes_t as Attribute;
-        let reductions = if limits.is_deterministic { NO_SPLIT } else { EVERY_REDUCTION };
-        let mut preference = Preference::new()?;
-        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, WORKSPACE_BYTES)?;
-        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions)?;
-        for matrix in [
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-            Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
-        ] {
-            preference.set(matrix, limits.alignment)?;
-        }
-        let mut found = std::mem::MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::zeroed();
-        let mut count = 0;
-        // SAFETY: all descriptions live; at most one result is written, and read only when it was.
-        unsafe {
-            #[rustfmt::skip]
-            let asked = lt::cublasLtMatmulAlgoGetHeuristic(
-                handle, self.desc, self.w, self.x, self.y, self.y, preference.0, 1, found.as_mut_ptr(), &mut count,
-            );
-            let is_known = asked == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS && count > 0;
-            Ok(is_known.then(|| found.assume_init().algo))
-        }
-    }
-
-    /// # Safety
-    /// As [`Blas::multiply`].
-    unsafe fn multiply(
-        &self,
-        blas: &Blas,
-        algorithm: &lt::cublasLtMatmulAlgo_t,
-        places: Places,
-        gpu: &Gpu,
-    ) -> lt::cublasStatus_t {
-        let (one, zero) = (1.0f32, 0.0f32);
-        // SAFETY: the caller's promise; scalars are read before the call returns.
-        unsafe {
-            #[rustfmt::skip]
-            let done = lt::cublasLtMatmul(
-                blas.lt, self.desc, (&raw const one).cast(), places.w, self.w, places.x, self.x,
-                (&raw const zero).cast(), places.y, self.y, places.y, self.y,
-                algorithm, blas.workspace as _, WORKSPACE_BYTES, gpu.stream().cast(),
-            );
-            done
-        }
-    }
-}
-
-impl Drop for Layouts {
-    fn drop(&mut self) {
-        // SAFETY: made by `new` or null, destroyed once.
-        unsafe {
-            for layout in [self.w, self.x, self.y] {
-                if !layout.is_null() {
-                    let _ = lt::cublasLtMatrixLayoutDestroy(layout);
-                }
-            }
-            if !self.desc.is_null() {
-                let _ = lt::cublasLtMatmulDescDestroy(self.desc);
-            }
-        }
-    }
-}
-
 fn blas_type(which: u32) -> blas::cudaDataType_t {
     use blas::cudaDataType_t::{CUDA_R_16BF, CUDA_R_16F, CUDA_R_32F};
     [CUDA_R_16BF, CUDA_R_16F].into_iter().find(|&known| known as u32 == which).unwrap_or(CUDA_R_32F)
-}
-
-fn lt_type(which: u32) -> lt::cudaDataType_t {
-    use lt::cudaDataType_t::{CUDA_R_16BF, CUDA_R_16F, CUDA_R_32F};
-    [CUDA_R_16BF, CUDA_R_16F].into_iter().find(|&known| known as u32 == which).unwrap_or(CUDA_R_32F)
-}
-
-fn check_lt(op: &'static str, status: lt::cublasStatus_t) -> Result<(), CudaError> {
-    let is_good = status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-    if is_good { Ok(()) } else { Err(CudaError::Blas { op, code: format!("{status:?}") }) }
 }
 
 fn check_blas(op: &'static str, status: blas::cublasStatus_t) -> Result<(), CudaError> {
@@ -321,5 +251,12 @@ mod tests {
     #[test]
     fn few_buckets_hold_all_rows() {
         assert_eq!([1, 2, 3, 33, 256, 257, 8192].map(bucket), [1, 2, 4, 64, 256, 512, 8192]);
+        for rows in 1..2000 {
+            let last = bucket(rows);
+            let first = fewest_of_bucket(last);
+            assert!(
+                (first..=last).contains(&rows) && bucket(first) == last && (first == 1 || bucket(first - 1) < last)
+            );
+        }
     }
 }

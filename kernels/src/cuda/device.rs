@@ -11,7 +11,7 @@ use super::buffer::{Allocation, Buffer};
 use super::error::check;
 use super::launch::{Function, Modules};
 use super::pinned::{Pinned, PinnedMemory};
-use super::{CudaError, DeviceInfo, Element, driver};
+use super::{CudaError, DeviceInfo, Element, Fallback, driver};
 
 /// A device and the stream that everything asked of it runs on, one after the other.
 ///
@@ -154,6 +154,11 @@ impl Gpu {
     /// From now on the products of a row do not depend on how many rows are multiplied with it, at some cost in speed.
     pub fn make_deterministic(&self) {
         self.0.is_deterministic.store(true, Ordering::Relaxed);
+    }
+
+    /// Sizes of products, met since this was asked last, that are computed another way than wanted; each is told once.
+    pub fn take_fallbacks(&self) -> Vec<Fallback> {
+        self.blas().as_mut().map(Blas::take_fallbacks).unwrap_or_default()
     }
 
     pub(super) fn is_deterministic(&self) -> bool {

@@ -10,6 +10,7 @@
 mod attention;
 mod attention_plan;
 mod blas;
+mod blas_lt;
 mod buffer;
 mod device;
 mod driver;
@@ -30,6 +31,7 @@ mod sample;
 
 pub use attention::{AttentionInput, DecodeWork, decode_attention, prefill_attention};
 pub use attention_plan::{AttentionPlan, AttentionSizes};
+pub use blas::Fallback;
 pub use buffer::{Buffer, View, ViewMut};
 pub use device::{DeviceMemory, Gpu};
 pub use driver::{DeviceInfo, devices};

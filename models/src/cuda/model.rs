@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use millgate_kernels::cuda::{Activation, AttentionPlan, Buffer, CudaError, DrawOutcome, Graph, KvElement, Pinned};
+use tracing::warn;
 
 use super::decoder::{Decoder, Pass};
 use super::draws;
@@ -140,6 +141,7 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             let graph = gpu.capture(|| decoder.run(pass))?;
             self.graphs.insert(rows, Recorded { layout, graph });
         }
+        self.tell_fallbacks();
         self.decoder.gpu.synchronise()
     }
 
@@ -220,10 +222,18 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             && (0..).zip(&self.order).all(|(row, &output)| row == output)
     }
 
+    /// Logs what is computed otherwise than wanted, once for each size.
+    fn tell_fallbacks(&self) {
+        for fallback in self.decoder.gpu.take_fallbacks() {
+            warn!(device = %self.spec.device, "{fallback}");
+        }
+    }
+
     /// Queues a step and the copies of what comes of it.
     fn send(&mut self, step: &Step) -> Result<(), CudaError> {
         self.turn = (self.turn + 1) % self.stages.len();
         self.queue(step)?;
+        self.tell_fallbacks();
         let vocab = self.spec.vocab_size;
         let draws =
             step.outputs.iter().filter_map(|output| if let Output::Draw(draw) = output { Some(draw) } else { None });
