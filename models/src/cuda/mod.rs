@@ -1,7 +1,7 @@
 //! Decoders on NVIDIA GPUs: the same families from the same files, computed by the kernels for CUDA.
 //!
 //! `load` decides number format and memory, `weights` reads tensors onto the device, `decoder` queues a step's operations,
-//! `words` lays a step's numbers out in one buffer, `model` runs steps ahead of their reader and replays recorded ones.
+//! `words` lays a step's numbers out in one buffer, `model` runs steps ahead of their reader and replays those of `recorded`.
 
 mod decoder;
 mod draws;
@@ -9,6 +9,7 @@ mod linear;
 mod load;
 mod memory;
 mod model;
+mod recorded;
 mod space;
 mod weights;
 mod words;

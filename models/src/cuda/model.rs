@@ -1,21 +1,20 @@
 //! A decoder on a GPU behind the engine's seam: steps go out in one upload, decode steps as recorded graphs.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-use millgate_kernels::cuda::{Activation, AttentionPlan, Buffer, CudaError, DrawOutcome, Graph, KvElement, Pinned};
-use tracing::warn;
+use millgate_kernels::cuda::{Activation, AttentionPlan, Buffer, CudaError, DrawOutcome, KvElement, Pinned};
+use tracing::{info, warn};
 
 use super::decoder::{Decoder, Pass};
 use super::draws;
+use super::recorded::Recordings;
 use super::words::{self, Layout, Room};
 use crate::batch::{Batch, PAD_SLOT, SequenceSpan};
 use crate::draw::{Draw, DrawError, DrawingModel, Drawn, MAX_IN_FLIGHT, Output, Penalties, Step, StepOutput};
 use crate::model::{ForwardError, Model, ModelSpec};
 
-/// Numbers of rows that decode steps are recorded for; a step takes the next larger one.
-const BUCKETS: [usize; 16] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 384];
-/// Words for adjustments: 256 rows that each penalise 2,048 different tokens. A step with more takes new memory, which ends
-/// the recorded steps.
+/// Words for adjustments: 256 rows that each penalise 2,048 different tokens. A step with more takes more memory, and the
+/// decode steps are recorded anew.
 const TAIL_WORDS: usize = 1 << 21;
 
 /// A decoder ready to compute.
@@ -29,21 +28,20 @@ pub(super) struct CudaModel<T, C> {
     order: Vec<u32>,
     /// Block copies asked for since the last step.
     copies: Vec<(u32, u32)>,
-    graphs: BTreeMap<usize, Recorded>,
+    /// The recorded decode steps, once there is a cache.
+    recorded: Option<Recordings>,
+    /// They use memory that was given up since.
+    is_stale: bool,
     /// Memory of the host for each step in flight, taken in turn.
     stages: [Stage; MAX_IN_FLIGHT],
+    /// The stage of the step launched last.
     turn: usize,
     in_flight: VecDeque<Flight>,
+    /// Draws of the step launched last that are on the device.
     num_last_draws: usize,
     draws: Vec<Result<Drawn, DrawError>>,
     /// The step that `forward` makes of a batch.
     step: Step,
-}
-
-/// A decode step for a number of rows.
-struct Recorded {
-    layout: Layout,
-    graph: Graph,
 }
 
 /// What one step copies to the device and back.
@@ -85,7 +83,8 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             words: Vec::new(),
             order: Vec::new(),
             copies: Vec::new(),
-            graphs: BTreeMap::new(),
+            recorded: None,
+            is_stale: false,
             turn: 0,
             in_flight: VecDeque::new(),
             num_last_draws: 0,
@@ -117,30 +116,24 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             vec![SequenceSpan { query_start: 0, query_len, context_len: query_len, table_start: 0, table_len }];
         batch.output_rows = vec![0; self.spec.max_output_rows];
         step.outputs = vec![step.outputs[0]; self.spec.max_output_rows];
-        self.queue(&step)?;
+        self.queue(&step, self.turn)?;
         self.decoder.gpu.synchronise()
     }
 
     /// Records the decode steps. Cache and activations must stay where they are from now on.
     pub(super) fn record(&mut self) -> Result<(), CudaError> {
-        self.graphs.clear();
         let most = self.spec.max_output_rows;
-        let sizes: Vec<usize> = BUCKETS.into_iter().filter(|&rows| rows < most).chain([most]).collect();
-        // The largest first: no smaller one needs memory that it has not taken.
-        for rows in sizes.into_iter().rev() {
-            let step = idle_step(rows);
-            let mut layout = Layout::new(&self.decoder.decode_room(rows));
-            layout.tail.end = self.device_words.len();
-            self.cut(&step)?;
+        for rows in Recordings::sizes(most) {
             // Once eagerly: libraries choose their algorithms at the first call.
-            self.upload(&step, &layout, &[])?;
-            let Self { decoder, device_words, .. } = self;
-            let pass = Pass { words: device_words, layout: &layout, tokens: rows, outputs: rows };
-            decoder.run(pass)?;
-            let gpu = decoder.gpu.clone();
-            let graph = gpu.capture(|| decoder.run(pass))?;
-            self.graphs.insert(rows, Recorded { layout, graph });
+            let step = idle_step(rows);
+            self.cut(&step)?;
+            let layout = Recordings::layout(&self.decoder, &self.device_words, rows);
+            words::write(&mut self.words, &layout, &step, &self.plans, &self.order, &[]);
+            self.upload(self.turn)?;
+            self.decoder.run(Pass { words: &self.device_words, layout: &layout, tokens: rows, outputs: rows })?;
         }
+        self.recorded = Some(Recordings::record(&mut self.decoder, &self.device_words, most)?);
+        self.is_stale = false;
         self.tell_fallbacks();
         self.decoder.gpu.synchronise()
     }
@@ -151,52 +144,62 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             plan.fill(sizes, &step.batch.sequences);
         }
         draws::order(step, &mut self.order);
-        if self.decoder.reserve_partial(&self.plans)? {
-            // They write to the memory that was given up.
-            self.graphs.clear();
-        }
+        self.is_stale |= self.decoder.reserve_partial(&self.plans)?;
         Ok(())
     }
 
     /// Queues a step: as a graph where one was recorded for it, else operation by operation.
-    fn queue(&mut self, step: &Step) -> Result<(), CudaError> {
+    fn queue(&mut self, step: &Step, stage: usize) -> Result<(), CudaError> {
         self.cut(step)?;
         let (tokens, outputs) = (step.batch.tokens.len(), step.batch.output_rows.len());
         let copies = std::mem::take(&mut self.copies);
-        if copies.is_empty() && self.is_decode(step) {
-            let found = self.graphs.range(tokens..).next().map(|(&bucket, recorded)| (bucket, recorded.layout.clone()));
-            if let Some((bucket, layout)) = found
-                && self.upload(step, &layout, &[])?
-                && let Some(recorded) = self.graphs.get_mut(&bucket)
-            {
-                return recorded.graph.launch();
-            }
+        let is_plain = copies.is_empty() && self.is_decode(step);
+        let found = self.recorded.as_ref().filter(|_| is_plain).and_then(|recorded| recorded.find(tokens));
+        let (size, layout) = match found {
+            Some((size, layout)) => (Some(size), layout.clone()),
+            None => (None, self.exact_layout(step, copies.len())),
+        };
+        words::write(&mut self.words, &layout, step, &self.plans, &self.order, &copies);
+        self.make_room()?;
+        self.upload(stage)?;
+        // What the step before drew is overwritten from here on.
+        self.num_last_draws = 0;
+        if let (Some(size), Some(recorded)) = (size, &mut self.recorded) {
+            return recorded.launch(size);
         }
-        let layout = self.exact_layout(step, copies.len());
-        self.upload(step, &layout, &copies)?;
         let pass = Pass { words: &self.device_words, layout: &layout, tokens, outputs };
         self.decoder.copy_blocks(pass)?;
         if tokens > 0 { self.decoder.run(pass) } else { Ok(()) }
     }
 
-    /// Sends a step's words to the device; `false` when they took new memory, and recorded steps are gone.
-    fn upload(&mut self, step: &Step, layout: &Layout, copies: &[(u32, u32)]) -> Result<bool, CudaError> {
-        words::write(&mut self.words, layout, step, &self.plans, &self.order, copies);
-        let used = self.words.len();
-        let fits = used <= self.device_words.len();
-        if !fits {
+    /// Makes room for the words at hand, and records the decode steps anew when memory that they use was given up.
+    fn make_room(&mut self) -> Result<(), CudaError> {
+        let wanted = self.words.len();
+        if wanted > self.device_words.len() {
             let gpu = self.decoder.gpu.clone();
-            let room = used.next_power_of_two();
-            self.graphs.clear();
-            self.device_words = gpu.zeroed(room)?;
-            for stage in &mut self.stages {
-                stage.words = gpu.pinned(room)?;
-            }
+            let room = wanted.next_power_of_two();
+            // All of it, or everything stays as it is.
+            let (on_device, on_host) = (gpu.zeroed(room)?, [gpu.pinned(room)?, gpu.pinned(room)?]);
+            self.device_words = on_device;
+            self.stages.iter_mut().zip(on_host).for_each(|(stage, words)| stage.words = words);
+            self.is_stale = true;
         }
-        let staging = &mut self.stages[self.turn].words;
+        if let Some(recorded) = self.recorded.as_mut().filter(|_| self.is_stale) {
+            // The old ones first: they hold on to the memory that was given up.
+            *recorded = Recordings::default();
+            *recorded = Recordings::record(&mut self.decoder, &self.device_words, self.spec.max_output_rows)?;
+            let kib = self.device_words.len() * size_of::<u32>() / 1024;
+            info!(device = %self.spec.device, "a step outgrew its buffers: there is room for {kib} KiB of its lists now, and the decode steps were recorded again");
+        }
+        self.is_stale = false;
+        Ok(())
+    }
+
+    /// Sends a step's words to the device.
+    fn upload(&mut self, stage: usize) -> Result<(), CudaError> {
+        let (used, staging) = (self.words.len(), &mut self.stages[stage].words);
         staging.write()?[..used].copy_from_slice(&self.words);
-        self.device_words.slice_mut(..used).copy_from_pinned(staging)?;
-        Ok(fits)
+        self.device_words.slice_mut(..used).copy_from_pinned(staging)
     }
 
     /// A layout without room to spare.
@@ -229,31 +232,40 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
         }
     }
 
-    /// Queues a step and the copies of what comes of it.
+    /// Puts a step in flight. When that fails nothing of it counts: not its draws, not its block copies.
     fn send(&mut self, step: &Step) -> Result<(), CudaError> {
-        self.turn = (self.turn + 1) % self.stages.len();
-        self.queue(step)?;
+        let stage = (self.turn + 1) % self.stages.len();
+        let sent = self.queue_all(step, stage);
         self.tell_fallbacks();
+        self.copies.clear();
+        let flight = sent?;
+        self.turn = stage;
+        self.num_last_draws = flight.wants_scores.len();
+        self.in_flight.push_back(flight);
+        Ok(())
+    }
+
+    /// Queues a step and the copies of what comes of it.
+    fn queue_all(&mut self, step: &Step, stage: usize) -> Result<Flight, CudaError> {
         let vocab = self.spec.vocab_size;
         let draws =
             step.outputs.iter().filter_map(|output| if let Output::Draw(draw) = output { Some(draw) } else { None });
         let wants_scores: Vec<bool> = draws.map(|draw| draw.logprobs.is_some()).collect();
         let num_draws = wants_scores.len();
         let num_logits = step.outputs.len() - num_draws;
-        let stage = &mut self.stages[self.turn];
+        if self.stages[stage].logits.len() < num_logits * vocab {
+            self.stages[stage].logits = self.decoder.gpu.pinned(num_logits * vocab)?;
+        }
+        self.queue(step, stage)?;
+        let Stage { outcomes, logits, .. } = &mut self.stages[stage];
         if num_draws > 0 {
-            self.decoder.outcomes.slice(..num_draws * DrawOutcome::WORDS).copy_to_pinned(&mut stage.outcomes)?;
+            self.decoder.outcomes.slice(..num_draws * DrawOutcome::WORDS).copy_to_pinned(outcomes)?;
         }
         if num_logits > 0 {
-            if stage.logits.len() < num_logits * vocab {
-                stage.logits = self.decoder.gpu.pinned(num_logits * vocab)?;
-            }
             let rows = num_draws * vocab..(num_draws + num_logits) * vocab;
-            self.decoder.space.logits.slice(rows).copy_to_pinned(&mut stage.logits)?;
+            self.decoder.space.logits.slice(rows).copy_to_pinned(logits)?;
         }
-        self.num_last_draws = num_draws;
-        self.in_flight.push_back(Flight { stage: self.turn, wants_scores, num_logits });
-        Ok(())
+        Ok(Flight { stage, wants_scores, num_logits })
     }
 
     /// Waits for the oldest step.
@@ -283,7 +295,7 @@ impl<T: Activation, C: KvElement> Model for CudaModel<T, C> {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<&[f32], ForwardError> {
-        batch.check(&self.spec)?;
+        batch.check(&self.spec).inspect_err(|_| self.copies.clear())?;
         let mut step = std::mem::take(&mut self.step);
         step.clear();
         step.batch.clone_from(batch);
@@ -305,11 +317,12 @@ impl<T: Activation, C: KvElement> Model for CudaModel<T, C> {
 
 impl<T: Activation, C: KvElement> DrawingModel for CudaModel<T, C> {
     fn launch(&mut self, step: &Step) -> Result<(), ForwardError> {
-        step.check(&self.spec, self.num_last_draws)?;
-        let in_flight = self.in_flight.len();
-        if in_flight == MAX_IN_FLIGHT {
-            return Err(ForwardError::Batch { what: "steps in flight", found: in_flight, limit: MAX_IN_FLIGHT - 1 });
-        }
+        let found = self.in_flight.len();
+        let is_full = found == MAX_IN_FLIGHT;
+        let full = ForwardError::Batch { what: "steps in flight", found, limit: MAX_IN_FLIGHT - 1 };
+        let checked = if is_full { Err(full) } else { step.check(&self.spec, self.num_last_draws) };
+        // What is refused takes its block copies with it.
+        checked.inspect_err(|_| self.copies.clear())?;
         self.send(step).map_err(|source| ForwardError::Gpu { source })
     }
 
@@ -351,3 +364,7 @@ fn idle_step(rows: usize) -> Step {
     };
     Step { batch, outputs: vec![Output::Draw(greedy); rows], ..Step::default() }
 }
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod tests;
