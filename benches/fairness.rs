@@ -14,7 +14,9 @@ use millgate::engine::fake::{FakeModel, FakeOptions};
 use millgate::engine::{self, CacheSalt, Config, EngineHandle, Event, FlowId, Request, RequestId, SamplingParams};
 use millgate_kernels::Pool;
 use millgate_models::text::ModelText;
-use millgate_models::{Batch, Checkpoint, ForwardError, KvDtypeChoice, LoadOptions, Model, ModelSpec, Silent};
+use millgate_models::{
+    Batch, Checkpoint, ForwardError, GpuReserve, KvDtypeChoice, LoadOptions, Model, ModelSpec, Silent,
+};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -86,6 +88,7 @@ fn demo() -> anyhow::Result<(Box<dyn Model>, ModelText)> {
     let options = LoadOptions {
         device: millgate_models::Device::Cpu,
         kv_bytes: None,
+        reserve: GpuReserve::default(),
         deterministic: true,
         pool: Arc::new(Pool::for_this_machine()),
         num_blocks: 1000,

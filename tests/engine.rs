@@ -10,7 +10,7 @@ use millgate::engine::{
     CacheSalt, Config, EngineHandle, Event, EventStream, FlowId, Request, RequestId, SamplingParams, spawn,
 };
 use millgate_kernels::Pool;
-use millgate_models::{Checkpoint, Device, KvDtypeChoice, LoadOptions, Model, Silent, Source};
+use millgate_models::{Checkpoint, Device, GpuReserve, KvDtypeChoice, LoadOptions, Model, Silent, Source};
 use uuid::Uuid;
 
 /// One checkpoint for each way of computing: f32, bf16 with head norms, a sliding window, and quantised weights.
@@ -39,6 +39,7 @@ pub(crate) fn load(device: Device, name: &str, num_blocks: usize) -> Box<dyn Mod
     let options = LoadOptions {
         device,
         kv_bytes: None,
+        reserve: GpuReserve::default(),
         deterministic: true,
         pool: Arc::new(Pool::new(2)),
         num_blocks,

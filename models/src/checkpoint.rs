@@ -17,7 +17,7 @@ use crate::error::LoadError;
 use crate::gguf_text::gguf_tokenizer;
 use crate::layers::RopeScaling;
 use crate::model::{Model, ModelSpec};
-use crate::options::{Footprint, KvDtypeChoice, LoadOptions, QuantizeTo};
+use crate::options::{Footprint, GpuFootprint, KvDtypeChoice, LoadOptions, QuantizeTo};
 use crate::progress::{Progress, Silent};
 use crate::source::{Demo, Source};
 use crate::summary::{FormatCount, Summary};
@@ -282,16 +282,45 @@ impl Checkpoint {
         spec: ModelSpec,
         options: &LoadOptions,
     ) -> Result<Box<dyn Model>, LoadError> {
+        let context_window = spec.context_window;
+        self.on_gpu(options, context_window, |model| {
+            crate::cuda::load(crate::cuda::DeviceLoad { ordinal, model, loader, is_tied: self.is_tied, spec })
+        })
+    }
+
+    /// The least of a GPU's memory that a load with these options takes.
+    ///
+    /// # Errors
+    /// [`LoadError`] for options that no GPU can follow.
+    #[cfg(feature = "cuda")]
+    pub fn gpu_footprint(&self, options: &LoadOptions) -> Result<GpuFootprint, LoadError> {
+        self.on_gpu(options, self.context_window(options)?, |model| model.footprint())
+    }
+
+    /// What nothing needs: this build has no GPU support.
+    ///
+    /// # Errors
+    /// [`LoadError::Device`] that says so.
+    #[cfg(not(feature = "cuda"))]
+    pub fn gpu_footprint(&self, _: &LoadOptions) -> Result<GpuFootprint, LoadError> {
+        let Err(source) = crate::DeviceChoice::Cuda(0).choose() else { unreachable!("this build finds no GPU") };
+        Err(LoadError::Device { source })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_gpu<R>(
+        &self,
+        options: &LoadOptions,
+        context_window: usize,
+        with: impl FnOnce(crate::cuda::DeviceModel<'_>) -> Result<R, LoadError>,
+    ) -> Result<R, LoadError> {
         let matrices = self.tensors.iter().filter(|tensor| tensor.shape.len() > 1);
         let formats: Vec<WeightFormat> = matrices.map(|tensor| tensor.format).collect();
-        crate::cuda::load(crate::cuda::DeviceLoad {
-            ordinal,
+        with(crate::cuda::DeviceModel {
             config: &self.config,
-            loader,
-            is_tied: self.is_tied,
             formats: &formats,
             weight_bytes: &|width| self.tensors.iter().map(|tensor| self.gpu_bytes(tensor, width)).sum(),
-            spec,
+            context_window,
             options,
         })
     }

@@ -51,6 +51,25 @@ pub struct ChosenDevice {
     pub why_cpu: Option<String>,
 }
 
+impl ChosenDevice {
+    /// Memory of the GPU that nobody has taken, in bytes; `None` for the CPU.
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the driver cannot say.
+    pub fn free_bytes(&self) -> Result<Option<u64>, DeviceError> {
+        match self.device {
+            Device::Cpu => Ok(None),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => match millgate_kernels::cuda::DeviceMemory::of(ordinal) {
+                Ok(memory) => Ok(Some(memory.free_bytes as u64)),
+                Err(error) => Err(DeviceError { device: self.device, reason: error.to_string() }),
+            },
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Ok(None),
+        }
+    }
+}
+
 impl DeviceChoice {
     /// Looks at what this machine has.
     ///

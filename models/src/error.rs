@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+#[cfg(feature = "cuda")]
+use indicatif::BinaryBytes as Bytes;
 use millgate_kernels::KernelError;
 
 use crate::arch::ConfigError;
@@ -95,22 +97,22 @@ pub enum LoadError {
     /// The model does not fit into the memory of the GPU.
     #[cfg(feature = "cuda")]
     #[error(
-        "`{device}` has {} free and the model needs {}: {} of weights, {} of activations, and at least {} of KV cache; \
-         choose a smaller model or one in 16 bits, a shorter `context_window`, fewer `engine.step_tokens`, or another device",
-        indicatif::BinaryBytes(*.free), indicatif::BinaryBytes(.weights + .activations + .cache),
-        indicatif::BinaryBytes(*.weights), indicatif::BinaryBytes(*.activations), indicatif::BinaryBytes(*.cache)
+        "`{device}` has {} free and the model needs {}: {} of weights, {} of activations and buffers, at least {} of KV cache, \
+         and {} to spare; beside the rest there is room for {} of weights, or for {} of KV cache: choose a smaller model or one \
+         in fewer bits, a smaller `kv_memory` or `context_window`, fewer `engine.step_tokens`, or another device",
+        Bytes(*.free), Bytes(.need.bytes().saturating_add(*.spare)), Bytes(.need.weights), Bytes(.need.activations),
+        Bytes(.need.cache), Bytes(*.spare), Bytes(.free.saturating_sub(.need.bytes() - .need.weights).saturating_sub(*.spare)),
+        Bytes(.free.saturating_sub(.need.bytes() - .need.cache).saturating_sub(*.spare))
     )]
     GpuTooSmall {
         /// The device.
         device: crate::Device,
         /// Bytes free on it.
         free: u64,
-        /// Bytes of weights.
-        weights: u64,
-        /// Bytes of activations.
-        activations: u64,
-        /// Bytes of the smallest useful cache.
-        cache: u64,
+        /// What the model needs.
+        need: crate::options::GpuFootprint,
+        /// Bytes that stay free.
+        spare: u64,
     },
     /// The CPU has no cache of this format.
     #[error("`kv_dtype = fp8` is for GPUs; on the CPU there are f32 and bf16")]

@@ -32,7 +32,7 @@ pub use draw::{
 };
 pub use error::LoadError;
 pub use model::{ForwardError, GpuMemory, Model, ModelSpec};
-pub use options::{Footprint, KvDtypeChoice, LoadOptions, QuantizeTo};
+pub use options::{Footprint, GpuFootprint, GpuReserve, KvDtypeChoice, LoadOptions, QuantizeTo};
 pub use progress::{Bar, Progress, Silent};
 pub use source::{Demo, Source, SourceError};
 pub use summary::{FormatCount, Summary};

@@ -18,6 +18,8 @@ pub struct LoadOptions {
     pub num_blocks: usize,
     /// Size of the KV cache on a GPU, if it was set; `num_blocks` bounds it all the same.
     pub kv_bytes: Option<u64>,
+    /// What a GPU's memory must have left for models that are loaded onto it later.
+    pub reserve: GpuReserve,
     /// On a GPU, compute a row alike whatever else is in its step, at some cost in speed. On the CPU it always is so.
     pub deterministic: bool,
     /// Most tokens in one step: sizes the activations.
@@ -68,6 +70,33 @@ impl KvDtypeChoice {
             Self::Auto if weights_are_f32 => KvDtype::F32,
             Self::Auto => KvDtype::Bf16,
         }
+    }
+}
+
+/// A part of a GPU's memory that is kept for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GpuReserve {
+    /// What they need at least, in bytes.
+    pub bytes: u64,
+    /// How many of them have a cache without a set size, and an equal part of what remains.
+    pub caches: u64,
+}
+
+/// The least of a GPU's memory that a model needs, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuFootprint {
+    /// Weights as they will lie there.
+    pub weights: u64,
+    /// Activations and buffers.
+    pub activations: u64,
+    /// The cache: as it was set, else the smallest useful one.
+    pub cache: u64,
+}
+
+impl GpuFootprint {
+    /// All of it.
+    pub fn bytes(&self) -> u64 {
+        self.weights.saturating_add(self.activations).saturating_add(self.cache)
     }
 }
 

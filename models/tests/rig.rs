@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use millgate_kernels::Pool;
 use millgate_models::{
-    BLOCK_TOKENS, Batch, Checkpoint, KvDtypeChoice, LoadOptions, Model, SequenceSpan, Silent, Source,
+    BLOCK_TOKENS, Batch, Checkpoint, GpuReserve, KvDtypeChoice, LoadOptions, Model, SequenceSpan, Silent, Source,
 };
 
 /// A loaded model and its free blocks.
@@ -43,6 +43,7 @@ pub(crate) fn options() -> LoadOptions {
     LoadOptions {
         device: millgate_models::Device::Cpu,
         kv_bytes: None,
+        reserve: GpuReserve::default(),
         deterministic: true,
         pool: Arc::new(Pool::new(2)),
         num_blocks: 32,

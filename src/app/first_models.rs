@@ -1,5 +1,6 @@
 //! The models of the configuration at the start: all opened, the memory divided among them, then loaded in order.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anyhow::bail;
@@ -7,7 +8,7 @@ use millgate_models::Progress;
 use tracing::{error, info};
 
 use super::fleet::{House, slot, slot_of};
-use super::load::{self, Loaded};
+use super::load::{self, Loaded, claims};
 use super::plan::share_memory;
 use super::slot::{Job, Serving, Slot, Stage, Want};
 use super::summary::ModelLine;
@@ -38,7 +39,16 @@ pub(super) async fn load_configured(
         let (work, inside, watched) = (model.clone(), house.clone(), watched(&job, terminal));
         slot.stage = Stage::Opening(job);
         slot.publish(&house.models);
-        match load::blocking(move || load::open(&work, &inside.settings, &inside.pool, &watched)).await {
+        // Where a model has to compute is seen from what those before it will take.
+        let before = std::mem::take(&mut opened);
+        let (before, ready) = load::blocking(move || {
+            let promised = |device| claims(before.iter().map(|(_, opened)| opened), device);
+            let ready = load::open(&work, &inside.settings, &inside.pool, &promised, &watched);
+            Ok((before, ready))
+        })
+        .await?;
+        opened = before;
+        match ready {
             Ok(ready) => opened.push((slots.len(), ready)),
             Err(error) => fail(&mut slot, &error),
         }
@@ -48,13 +58,17 @@ pub(super) async fn load_configured(
     let wishes: Vec<_> = opened.iter().map(|(_, opened)| opened.wish().clone()).collect();
     let shares = share_memory(&wishes, house.bound_bytes)?;
     let mut loaded_facts = Vec::new();
-    for ((index, opened), share) in opened.into_iter().zip(shares) {
+    let mut waiting: VecDeque<_> = opened.into_iter().zip(shares).collect();
+    while let Some(((index, opened), share)) = waiting.pop_front() {
+        let reserve = claims(waiting.iter().map(|((_, opened), _)| opened), opened.device());
         let (slot, inside) = (&mut slots[index], house.clone());
         let Stage::Opening(job) = std::mem::replace(&mut slot.stage, Stage::Resting) else { continue };
         let (watched, bytes, settings) = (watched(&job, terminal), share.total_bytes, job.settings.clone());
         slot.stage = Stage::Loading(job, share.clone());
         slot.publish(&house.models);
-        match load::blocking(move || load::load(opened, &share, &inside.settings, &inside.pool, &watched)).await {
+        match load::blocking(move || load::load(opened, &share, reserve, &inside.settings, &inside.pool, &watched))
+            .await
+        {
             Ok(Loaded { engine, text, facts }) => {
                 info!(model = settings.name, "model `{}` is ready: {}", settings.name, facts.description);
                 let ready = Arc::new(ReadyModel::new(engine, text));

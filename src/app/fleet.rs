@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use millgate_kernels::Pool;
-use millgate_models::Silent;
+use millgate_models::{GpuReserve, Silent};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::task::TaskTracker;
@@ -243,7 +243,7 @@ impl Owner {
                 if work.origin == ModelOrigin::Api {
                     check_place(&work.source, &house.settings.model_folders)?;
                 }
-                load::open(&work, &house.settings, &house.pool, &watched)
+                load::open(&work, &house.settings, &house.pool, &|_| GpuReserve::default(), &watched)
             };
             Ended::Opened(name, Box::new(load::blocking(open).await.map(|opened| (opened, turn))))
         });
@@ -296,7 +296,8 @@ impl Owner {
         slot.publish(&self.house.models);
         let name = name.to_owned();
         self.jobs.spawn(async move {
-            let load = move || load::load(opened, &share, &house.settings, &house.pool, &watched);
+            let load =
+                move || load::load(opened, &share, GpuReserve::default(), &house.settings, &house.pool, &watched);
             let result = load::blocking(load).await;
             drop(turn);
             Ended::Loaded(name, result)

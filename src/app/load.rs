@@ -5,13 +5,15 @@ use std::sync::Arc;
 use anyhow::Context;
 use millgate_kernels::Pool;
 use millgate_models::text::ModelText;
-use millgate_models::{BLOCK_TOKENS, CacheError, Checkpoint, ChosenDevice, Device, LoadOptions, Progress};
+use millgate_models::{
+    BLOCK_TOKENS, CacheError, Checkpoint, ChosenDevice, Device, DeviceChoice, GpuReserve, LoadOptions, Progress,
+};
 use tracing::info;
 
 use tracing::warn;
 
 use super::memory::available_bytes;
-use super::plan::{Share, Wish};
+use super::plan::{Bytes, Share, Wish};
 use super::summary::LoadedModel;
 use crate::config::{MemoryBound, ModelSettings, Settings};
 use crate::engine::{self, EngineHandle};
@@ -33,6 +35,8 @@ pub(super) struct Opened {
     text: ModelText,
     device: ChosenDevice,
     wish: Wish,
+    /// What it needs of its GPU at least.
+    claim: GpuReserve,
 }
 
 /// A model that answers.
@@ -42,21 +46,21 @@ pub(super) struct Loaded {
     pub(super) facts: LoadedModel,
 }
 
-/// Opens a model's files, downloading them first if need be, and finds out what it needs.
+/// Opens a model's files, downloading them first if need be, and finds out what it needs and where it will compute.
 ///
+/// `promised`: what models that are opened and not loaded yet need of a GPU.
 /// # Errors
 /// What is wrong with the files, named.
 pub(super) fn open(
     model: &ModelSettings,
     settings: &Settings,
     pool: &Arc<Pool>,
+    promised: &dyn Fn(Device) -> GpuReserve,
     progress: &dyn Progress,
 ) -> anyhow::Result<Opened> {
-    let device = model.device.unwrap_or(settings.device).choose();
-    let device = device.with_context(|| format!("cannot place model `{}`", model.name))?;
-    if let Some(why) = &device.why_cpu {
-        info!(model = model.name, "model `{}` will compute on the CPU: {why}", model.name);
-    }
+    // First of all: a device that is not there is no reason to download anything.
+    let choice = model.device.unwrap_or(settings.device);
+    let device = choice.choose().with_context(|| format!("cannot place model `{}`", model.name))?;
     let checkpoint = Checkpoint::open(&model.source, &settings.hub.options(), progress)
         .with_context(|| format!("cannot open model `{}` from {}", model.name, model.source))?;
     let checkpoint = match model.quantize {
@@ -64,6 +68,15 @@ pub(super) fn open(
         None => checkpoint,
     };
     let text = checkpoint.text().with_context(|| format!("cannot read the tokenizer of model `{}`", model.name))?;
+    let options = load_options(model, settings, pool, usize::MAX, device.device);
+    let (device, claim) = match choice {
+        DeviceChoice::Auto => claim_or_cpu(&checkpoint, device, &options, promised),
+        // One that was named is asked again when the model is loaded, and answers with its figures.
+        _ => (device.clone(), claim(&checkpoint, &device, &options).unwrap_or_default()),
+    };
+    if let Some(why) = &device.why_cpu {
+        info!(model = model.name, "model `{}` will compute on the CPU: {why}", model.name);
+    }
     let footprint = checkpoint.footprint(&load_options(model, settings, pool, 0, Device::Cpu));
     let is_on_host = device.device == Device::Cpu;
     let on_host = |bytes, else_bytes| if is_on_host { bytes } else { else_bytes };
@@ -77,7 +90,36 @@ pub(super) fn open(
         max_running: output_rows(settings),
         kv_bytes: cache_bytes(model, settings).filter(|_| is_on_host),
     };
-    Ok(Opened { settings: model.clone(), checkpoint, text, device, wish })
+    Ok(Opened { settings: model.clone(), checkpoint, text, device, wish, claim })
+}
+
+/// What a model needs of its GPU at least; nothing of the CPU.
+fn claim(checkpoint: &Checkpoint, device: &ChosenDevice, options: &LoadOptions) -> anyhow::Result<GpuReserve> {
+    if device.device == Device::Cpu {
+        return Ok(GpuReserve::default());
+    }
+    let caches = u64::from(options.kv_bytes.is_none());
+    Ok(GpuReserve { bytes: checkpoint.gpu_footprint(options)?.bytes(), caches })
+}
+
+/// The GPU if the model fits there beside what is promised to others, else the CPU and why.
+fn claim_or_cpu(
+    checkpoint: &Checkpoint,
+    device: ChosenDevice,
+    options: &LoadOptions,
+    promised: &dyn Fn(Device) -> GpuReserve,
+) -> (ChosenDevice, GpuReserve) {
+    let taken = promised(device.device).bytes;
+    let found = claim(checkpoint, &device, options).and_then(|claim| Ok((claim, device.free_bytes()?)));
+    let why = match found {
+        Ok((claim, Some(free))) if claim.bytes > free.saturating_sub(taken) => {
+            let (need, free) = (Bytes(claim.bytes), Bytes(free.saturating_sub(taken)));
+            format!("it needs {need} of `{}`, which has {free} left for it", device.device)
+        }
+        Ok((claim, _)) => return (device, claim),
+        Err(error) => format!("`{}` cannot take it: {error:#}", device.device),
+    };
+    (ChosenDevice { device: Device::Cpu, description: None, why_cpu: Some(why) }, GpuReserve::default())
 }
 
 impl Opened {
@@ -85,6 +127,24 @@ impl Opened {
     pub(super) fn wish(&self) -> &Wish {
         &self.wish
     }
+
+    /// What it needs of this GPU at least; nothing of any other.
+    pub(super) fn claim_on(&self, device: Device) -> GpuReserve {
+        if self.device.device == device { self.claim } else { GpuReserve::default() }
+    }
+
+    /// Where it will compute.
+    pub(super) fn device(&self) -> Device {
+        self.device.device
+    }
+}
+
+/// What all of these models need of a GPU.
+pub(super) fn claims<'a>(models: impl Iterator<Item = &'a Opened>, device: Device) -> GpuReserve {
+    models.map(|opened| opened.claim_on(device)).fold(GpuReserve::default(), |sum, claim| GpuReserve {
+        bytes: sum.bytes.saturating_add(claim.bytes),
+        caches: sum.caches + claim.caches,
+    })
 }
 
 /// What all models may take together, in bytes.
@@ -98,20 +158,22 @@ pub(super) fn bound_bytes(bound: MemoryBound) -> u64 {
     }
 }
 
-/// Reads the weights and starts the model's engine.
+/// Reads the weights and starts the model's engine. A GPU's memory must have `reserve` left for others.
 ///
 /// # Errors
 /// What is wrong with the files, named.
 pub(super) fn load(
     opened: Opened,
     share: &Share,
+    reserve: GpuReserve,
     settings: &Settings,
     pool: &Arc<Pool>,
     progress: &dyn Progress,
 ) -> anyhow::Result<Loaded> {
-    let Opened { settings: model_settings, mut checkpoint, text, device, wish: _ } = opened;
+    let Opened { settings: model_settings, mut checkpoint, text, device, .. } = opened;
     let name = model_settings.name.as_str();
     let options = load_options(&model_settings, settings, pool, share.num_blocks, device.device);
+    let options = LoadOptions { reserve, ..options };
     let description = checkpoint.summary().to_string();
     // What is wrong with the weights themselves the load will say.
     if let Err(error @ CacheError::Write { .. }) =
@@ -150,6 +212,7 @@ fn load_options(
     LoadOptions {
         device,
         kv_bytes: cache_bytes(model, settings),
+        reserve: GpuReserve::default(),
         deterministic: settings.deterministic,
         pool: Arc::clone(pool),
         num_blocks,

@@ -161,7 +161,7 @@ fn blocks_in(bytes: u64, block_bytes: u64) -> usize {
 }
 
 /// Bytes as people read them.
-struct Bytes(u64);
+pub(super) struct Bytes(pub(super) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

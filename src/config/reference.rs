@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
     key("engine", "prefix_cache", "true or false", "true", "true")
         .about("Reuse the computed beginning of a prompt for the same user. Off only to measure."),
     key("engine", "device", "auto, cpu or cuda:N", "auto", "\"auto\"")
-        .about("Where models compute. `auto` takes the first NVIDIA GPU that can be used, else the CPU, and says why. A GPU that is named must be there. Needs a build with the feature `cuda`."),
+        .about("Where models compute. `auto` takes the first NVIDIA GPU that can be used and has room for the model, else the CPU, and says why. A GPU that is named must be there. Needs a build with the feature `cuda`."),
     key("engine", "deterministic", "true or false", "false", "false")
         .about("On a GPU, the numbers of an answer do not depend on who else is served, at some cost in speed. On the CPU they never do."),
     key("memory", "limit", "bytes or share", "80%", "\"80%\"")

@@ -84,7 +84,12 @@ impl Blas {
         // SAFETY: the context is current and the libraries are there; each call writes one handle. The workspace is
         // freed after the handles that use it.
         unsafe {
-            check_driver("allocate cuBLAS's workspace", sys::cuMemAlloc_v2(&mut new.workspace, WORKSPACE_BYTES))?;
+            let allocated = sys::cuMemAlloc_v2(&mut new.workspace, WORKSPACE_BYTES);
+            if allocated == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                let free = gpu.memory().map_or(0, |memory| memory.free_bytes);
+                return Err(CudaError::OutOfMemory { bytes: WORKSPACE_BYTES, free });
+            }
+            check_driver("allocate cuBLAS's workspace", allocated)?;
             check_lt("open cuBLASLt", lt::cublasLtCreate(&mut new.lt))?;
             check_blas("open cuBLAS", blas::cublasCreate_v2(&mut new.plain))?;
             check_blas("give cuBLAS its stream", blas::cublasSetStream_v2(new.plain, gpu.stream().cast()))?;

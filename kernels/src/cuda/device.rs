@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::blas::Blas;
+use super::blas::{Blas, WORKSPACE_BYTES};
 use super::buffer::{Allocation, Buffer};
 use super::error::check;
 use super::launch::{Function, Modules};
@@ -27,6 +27,20 @@ pub struct DeviceMemory {
     pub free_bytes: usize,
     /// All there is.
     pub total_bytes: usize,
+}
+
+impl DeviceMemory {
+    /// Memory of device `cuda:ordinal`, on which nothing need be open.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn of(ordinal: usize) -> Result<Self, CudaError> {
+        let count = driver::devices()?.len();
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        Context::open(ordinal)?.memory()
+    }
 }
 
 pub(super) struct Inner {
@@ -93,16 +107,15 @@ impl Gpu {
         &self.0.info
     }
 
+    /// What opening a device takes of its memory: the workspace of cuBLAS.
+    pub const OWN_BYTES: u64 = WORKSPACE_BYTES as u64;
+
     /// How much memory is free now.
     ///
     /// # Errors
     /// [`CudaError::Driver`] when the driver cannot say.
     pub fn memory(&self) -> Result<DeviceMemory, CudaError> {
-        self.bind()?;
-        let (mut free_bytes, mut total_bytes) = (0, 0);
-        // SAFETY: the context is current; two integers are written.
-        check("read free memory", unsafe { sys::cuMemGetInfo_v2(&mut free_bytes, &mut total_bytes) })?;
-        Ok(DeviceMemory { free_bytes, total_bytes })
+        self.0.context.memory()
     }
 
     /// Waits until everything asked of this stream is done.
@@ -266,6 +279,14 @@ impl Context {
         check("open the device's context", unsafe { sys::cuDevicePrimaryCtxRetain(&mut handle, device) })?;
         open.insert(ordinal, handle as usize);
         Ok(Self(handle))
+    }
+
+    fn memory(self) -> Result<DeviceMemory, CudaError> {
+        self.bind()?;
+        let (mut free_bytes, mut total_bytes) = (0, 0);
+        // SAFETY: the context is current; two integers are written.
+        check("read free memory", unsafe { sys::cuMemGetInfo_v2(&mut free_bytes, &mut total_bytes) })?;
+        Ok(DeviceMemory { free_bytes, total_bytes })
     }
 
     fn bind(self) -> Result<(), CudaError> {

@@ -53,11 +53,14 @@ fn open() -> Result<(), CudaError> {
     let (driver, blas, blas_lt) = unsafe {
         (sys::is_culib_present(), cudarc::cublas::sys::is_culib_present(), cudarc::cublaslt::sys::is_culib_present())
     };
-    if !driver {
-        return Err(unavailable("the driver's library libcuda.so.1 is not installed"));
-    }
-    if !blas || !blas_lt {
-        return Err(unavailable("libcublas.so.13 and libcublasLt.so.13 are not installed"));
+    for (is_found, name, what) in [
+        (driver, "cuda", "NVIDIA's driver brings it"),
+        (blas, "cublas", "the CUDA toolkit and the wheel nvidia-cublas bring it"),
+        (blas_lt, "cublasLt", "the CUDA toolkit and the wheel nvidia-cublas bring it"),
+    ] {
+        if !is_found {
+            return Err(unavailable(&format!("found none of {}; {what}", names(name))));
+        }
     }
     // SAFETY: the library is there, as just seen.
     let result = unsafe { sys::cuInit(0) };
@@ -75,6 +78,15 @@ fn open() -> Result<(), CudaError> {
         return Err(unavailable(&reason));
     }
     Ok(())
+}
+
+/// The file names that a library is looked for by, in this order; the system's loader looks for each in the folders of
+/// `LD_LIBRARY_PATH`, then in its own.
+fn names(library: &str) -> String {
+    let mut names = cudarc::get_lib_name_candidates(library);
+    // The others are those of Windows.
+    names.retain(|name| !name.contains("64"));
+    names.join(", ")
 }
 
 fn unavailable(reason: &str) -> CudaError {

@@ -168,6 +168,11 @@ impl SampleScratch {
         let peaks = gpu.alloc(draws * vocab.div_ceil(CHUNK) * 4)?;
         Ok(Self { adjusted: gpu.alloc(draws * vocab)?, peaks, vocab })
     }
+
+    /// Words of 32 bits that it takes.
+    pub fn len(draws: usize, vocab: usize) -> usize {
+        draws * vocab.div_ceil(CHUNK) * 4 + draws * vocab
+    }
 }
 
 /// What draws read.

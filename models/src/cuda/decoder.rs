@@ -138,19 +138,7 @@ impl<T: Activation, C: KvElement> Decoder<T, C> {
 
     /// What a recorded decode step of up to `rows` sequences needs room for.
     pub(super) fn decode_room(&self, rows: usize) -> Room {
-        let plan = |sizes: &AttentionSizes| {
-            let splits = usize::from(sizes.partial_len(rows, self.max_context) > 0);
-            [sizes.max_items(rows, self.max_context), rows * splits, 0]
-        };
-        Room {
-            tokens: rows,
-            sequences: rows,
-            gathered: 0,
-            plans: self.sizes.iter().map(plan).collect(),
-            copies: 0,
-            draws: rows,
-            tail: 0,
-        }
+        decode_room(&self.sizes, rows, self.max_context)
     }
 
     /// Queues the block copies that come before a step.
@@ -296,12 +284,21 @@ impl<T: Activation, C: KvElement> Decoder<T, C> {
         weights.down.forward(gpu, down, scratch, returned.slice_mut(..stream))?;
         added(returned, residual, next_norm, normed)
     }
+}
 
-    /// Bytes of activations, tables and partial results.
-    pub(super) fn buffer_bytes(&self, shape: &WorkspaceShape) -> u64 {
-        super::space::space_bytes(shape, size_of::<T>() as u64)
-            + 4 * (self.rope.len() + self.partial.len() + self.outcomes.len()) as u64
-            // What draws change of their logits.
-            + 4 * self.space.logits.len() as u64
+/// What a recorded decode step of up to `rows` sequences of `max_context` tokens needs room for.
+pub(super) fn decode_room(sizes: &[AttentionSizes], rows: usize, max_context: usize) -> Room {
+    let plan = |sizes: &AttentionSizes| {
+        let splits = usize::from(sizes.partial_len(rows, max_context) > 0);
+        [sizes.max_items(rows, max_context), rows * splits, 0]
+    };
+    Room {
+        tokens: rows,
+        sequences: rows,
+        gathered: 0,
+        plans: sizes.iter().map(plan).collect(),
+        copies: 0,
+        draws: rows,
+        tail: 0,
     }
 }

@@ -1,97 +1,197 @@
 //! From checked files to a decoder on a GPU: number format, weights, a rehearsal, and the rest of the memory as cache.
 
+use std::sync::{Mutex, PoisonError};
+
 use half::{bf16, f16};
 use millgate_kernels::WeightFormat;
-use millgate_kernels::cuda::{Activation, Fp8, Gpu, KvCache, KvElement};
+use millgate_kernels::cuda::{Activation, CudaError, Fp8, Gpu, KvCache, KvElement};
 
 use super::decoder::Decoder;
-use super::memory::cache_blocks;
+use super::memory::{CacheWish, Room, cache_blocks};
 use super::model::CudaModel;
 use super::weights::{DeviceWeights, memory};
 use crate::arch::{DecoderConfig, workspace_shape};
 use crate::device::Device;
 use crate::error::LoadError;
 use crate::model::{GpuMemory, Model, ModelSpec};
-use crate::options::{KvDtypeChoice, LoadOptions};
+use crate::options::{GpuFootprint, KvDtypeChoice, LoadOptions};
 use crate::weights::Loader;
+use crate::workspace::WorkspaceShape;
 
-/// What is loaded, and where to.
-pub(crate) struct DeviceLoad<'a> {
-    pub(crate) ordinal: usize,
+/// One load at a time: each measures what is free, and takes it.
+static LOADING: Mutex<()> = Mutex::new(());
+
+/// A model's files, as far as its place on a GPU depends on them.
+pub(crate) struct DeviceModel<'a> {
     pub(crate) config: &'a DecoderConfig,
-    pub(crate) loader: &'a Loader<'a>,
-    pub(crate) is_tied: bool,
     /// Formats of the matrices.
     pub(crate) formats: &'a [WeightFormat],
     /// Bytes of all weights when a number that is not in blocks takes as many as this.
     pub(crate) weight_bytes: &'a dyn Fn(u64) -> u64,
-    /// What is known of the model; cache and memory are filled in here.
-    pub(crate) spec: ModelSpec,
+    pub(crate) context_window: usize,
     pub(crate) options: &'a LoadOptions,
 }
 
-/// Loads a decoder onto a GPU in the number format of its files: f32 or f16 where all matrices are, else bf16.
+/// What is loaded, and where to.
+pub(crate) struct DeviceLoad<'a> {
+    pub(crate) ordinal: usize,
+    pub(crate) model: DeviceModel<'a>,
+    pub(crate) loader: &'a Loader<'a>,
+    pub(crate) is_tied: bool,
+    /// What is known of the model; cache and memory are filled in here.
+    pub(crate) spec: ModelSpec,
+}
+
+/// Number formats of activations and cache.
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    F32,
+    F16,
+    Bf16,
+    Bf16Fp8,
+}
+
+impl Format {
+    /// That of the files: f32 or f16 where all matrices are, else bf16.
+    fn of(model: &DeviceModel<'_>) -> Result<Self, LoadError> {
+        let all = |format| model.formats.iter().all(|&found| found == format);
+        let weights = match () {
+            () if all(WeightFormat::F32) => "f32",
+            () if all(WeightFormat::F16) => "f16",
+            () => "bf16",
+        };
+        match (weights, model.options.kv_dtype) {
+            ("f32", KvDtypeChoice::Auto | KvDtypeChoice::F32) => Ok(Self::F32),
+            ("f16", KvDtypeChoice::Auto) => Ok(Self::F16),
+            ("bf16", KvDtypeChoice::Auto | KvDtypeChoice::Bf16) => Ok(Self::Bf16),
+            ("bf16", KvDtypeChoice::Fp8) if !model.config.head_dim.is_multiple_of(16) => {
+                Err(LoadError::GpuFp8Heads { head_dim: model.config.head_dim })
+            }
+            ("bf16", KvDtypeChoice::Fp8) => Ok(Self::Bf16Fp8),
+            _ => Err(LoadError::GpuKvDtype { weights }),
+        }
+    }
+}
+
+impl DeviceModel<'_> {
+    /// The least that the model needs on a GPU.
+    ///
+    /// # Errors
+    /// [`LoadError`] for a cache in a format that GPUs do not have.
+    pub(crate) fn footprint(&self) -> Result<GpuFootprint, LoadError> {
+        Ok(match Format::of(self)? {
+            Format::F32 => self.footprint_as::<f32, f32>(),
+            Format::F16 => self.footprint_as::<f16, f16>(),
+            Format::Bf16 => self.footprint_as::<bf16, bf16>(),
+            Format::Bf16Fp8 => self.footprint_as::<bf16, Fp8>(),
+        })
+    }
+
+    fn footprint_as<T: Activation, C: KvElement>(&self) -> GpuFootprint {
+        let width = size_of::<T>() as u64;
+        let buffers = super::space::buffer_bytes(&self.shape(), self.config, self.context_window, width);
+        GpuFootprint {
+            weights: (self.weight_bytes)(width),
+            activations: buffers.saturating_add(Gpu::OWN_BYTES),
+            cache: self.cache::<C>().least_bytes(),
+        }
+    }
+
+    fn shape(&self) -> WorkspaceShape {
+        workspace_shape(self.config, self.options.max_step_tokens, self.options.max_output_rows)
+    }
+
+    fn cache<C: KvElement>(&self) -> CacheWish {
+        let DecoderConfig { num_kv_heads, head_dim, num_layers, .. } = *self.config;
+        CacheWish {
+            block_bytes: (KvCache::<C>::bytes_per_block(num_kv_heads, head_dim) * num_layers) as u64,
+            set_bytes: self.options.kv_bytes,
+            most: self.options.num_blocks,
+        }
+    }
+}
+
+/// Loads a decoder onto a GPU in the number format of its files.
 ///
 /// # Errors
 /// [`LoadError`] naming the tensor, or what the device has not enough of.
 pub(crate) fn load(load: DeviceLoad<'_>) -> Result<Box<dyn Model>, LoadError> {
-    let all = |format| load.formats.iter().all(|&found| found == format);
-    let weights = match () {
-        () if all(WeightFormat::F32) => "f32",
-        () if all(WeightFormat::F16) => "f16",
-        () => "bf16",
-    };
-    match (weights, load.options.kv_dtype) {
-        ("f32", KvDtypeChoice::Auto | KvDtypeChoice::F32) => load_as::<f32, f32>(load),
-        ("f16", KvDtypeChoice::Auto) => load_as::<f16, f16>(load),
-        ("bf16", KvDtypeChoice::Auto | KvDtypeChoice::Bf16) => load_as::<bf16, bf16>(load),
-        ("bf16", KvDtypeChoice::Fp8) if !load.config.head_dim.is_multiple_of(16) => {
-            Err(LoadError::GpuFp8Heads { head_dim: load.config.head_dim })
-        }
-        ("bf16", KvDtypeChoice::Fp8) => load_as::<bf16, Fp8>(load),
-        _ => Err(LoadError::GpuKvDtype { weights }),
+    let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+    match Format::of(&load.model)? {
+        Format::F32 => load_as::<f32, f32>(load),
+        Format::F16 => load_as::<f16, f16>(load),
+        Format::Bf16 => load_as::<bf16, bf16>(load),
+        Format::Bf16Fp8 => load_as::<bf16, Fp8>(load),
     }
 }
 
 fn load_as<T: Activation, C: KvElement>(load: DeviceLoad<'_>) -> Result<Box<dyn Model>, LoadError> {
-    let DeviceLoad { config, options, mut spec, .. } = load;
-    let gpu = Gpu::open(load.ordinal).map_err(memory)?;
-    if options.deterministic {
+    let DeviceLoad { ordinal, model, loader, is_tied, mut spec } = load;
+    let before = free_on(ordinal)?;
+    let need = model.footprint_as::<T, C>();
+    let spare = before.spare();
+    let too_small = |need| LoadError::GpuTooSmall { device: Device::Cuda(ordinal), free: before.free, need, spare };
+    if need.bytes().saturating_add(spare) > before.free {
+        return Err(too_small(need));
+    }
+    // Memory that ends before the estimate does is missing from activations and buffers.
+    let refused = |error: LoadError| match error {
+        LoadError::Gpu { source: CudaError::OutOfMemory { bytes, free } } => {
+            let taken = before.free.saturating_sub(free as u64).saturating_add(bytes as u64);
+            let activations = need.activations.max(taken.saturating_sub(need.weights));
+            too_small(GpuFootprint { activations, ..need })
+        }
+        error => error,
+    };
+    let (gpu, mut loaded) = build::<T, C>(ordinal, &model, loader, is_tied, &mut spec).map_err(refused)?;
+    let now = room_of(&gpu)?;
+    let cache = model.cache::<C>();
+    let measured = GpuFootprint {
+        weights: spec.weight_bytes,
+        activations: before.free.saturating_sub(now.free).saturating_sub(spec.weight_bytes),
+        cache: cache.least_bytes(),
+    };
+    let num_blocks = cache_blocks(now, cache, model.options.reserve).map_err(|_| too_small(measured))?;
+    loaded.decoder().allocate_cache(num_blocks).map_err(memory).map_err(refused)?;
+    loaded.record().map_err(memory).map_err(refused)?;
+    let free_bytes = room_of(&gpu)?.free;
+    spec.num_blocks = num_blocks;
+    spec.kv_bytes_per_block = cache.block_bytes as usize;
+    spec.gpu_memory = Some(GpuMemory { used_bytes: before.free.saturating_sub(free_bytes), free_bytes });
+    *loaded.spec_mut() = spec;
+    Ok(Box::new(loaded))
+}
+
+/// All but the cache, rehearsed with one block of it.
+fn build<T: Activation, C: KvElement>(
+    ordinal: usize,
+    model: &DeviceModel<'_>,
+    loader: &Loader<'_>,
+    is_tied: bool,
+    spec: &mut ModelSpec,
+) -> Result<(Gpu, CudaModel<T, C>), LoadError> {
+    let gpu = Gpu::open(ordinal).map_err(memory)?;
+    if model.options.deterministic {
         gpu.make_deterministic();
     }
-    let free_before = gpu.memory().map_err(memory)?.free_bytes as u64;
-    let shape = workspace_shape(config, options.max_step_tokens, options.max_output_rows);
-    let block_bytes = (KvCache::<C>::bytes_per_block(config.num_kv_heads, config.head_dim) * config.num_layers) as u64;
-    let weights = (load.weight_bytes)(size_of::<T>() as u64);
-    let activations = super::space::space_bytes(&shape, size_of::<T>() as u64);
-    let too_small = |cache| LoadError::GpuTooSmall {
-        device: Device::Cuda(load.ordinal),
-        free: free_before,
-        weights,
-        activations,
-        cache,
-    };
-    let least = block_bytes.saturating_mul(16.min(options.num_blocks) as u64);
-    if weights.saturating_add(activations).saturating_add(least) > free_before {
-        return Err(too_small(least));
-    }
-    let weights = DeviceWeights::<T>::load(&gpu, load.loader, config, load.is_tied)?;
+    let weights = DeviceWeights::<T>::load(&gpu, loader, model.config, is_tied)?;
     spec.weight_bytes = weights.bytes() as u64;
-    spec.kv_bytes_per_block = block_bytes as usize;
-    let decoder = Decoder::<T, C>::new(&gpu, config, weights, &shape, spec.context_window).map_err(memory)?;
-    let buffer_bytes = decoder.buffer_bytes(&shape);
-    let mut model = CudaModel::new(spec, decoder).map_err(memory)?;
-    model.decoder().allocate_cache(1).map_err(memory)?;
-    model.rehearse().map_err(memory)?;
-    let now = gpu.memory().map_err(memory)?;
-    let (free, total) = (now.free_bytes as u64, now.total_bytes as u64);
-    let num_blocks = cache_blocks(free, total, block_bytes, options.kv_bytes, options.num_blocks).map_err(too_small)?;
-    model.decoder().allocate_cache(num_blocks).map_err(memory)?;
-    model.record().map_err(memory)?;
-    let free_bytes = gpu.memory().map_err(memory)?.free_bytes as u64;
-    let spec = model.spec_mut();
-    spec.num_blocks = num_blocks;
-    let used_bytes = spec.weight_bytes + buffer_bytes + block_bytes * num_blocks as u64;
-    spec.gpu_memory = Some(GpuMemory { used_bytes, free_bytes });
-    Ok(Box::new(model))
+    let decoder =
+        Decoder::<T, C>::new(&gpu, model.config, weights, &model.shape(), spec.context_window).map_err(memory)?;
+    let mut loaded = CudaModel::new(spec.clone(), decoder).map_err(memory)?;
+    loaded.decoder().allocate_cache(1).map_err(memory)?;
+    loaded.rehearse().map_err(memory)?;
+    Ok((gpu, loaded))
+}
+
+fn free_on(ordinal: usize) -> Result<Room, LoadError> {
+    millgate_kernels::cuda::DeviceMemory::of(ordinal).map_err(memory).map(room)
+}
+
+fn room_of(gpu: &Gpu) -> Result<Room, LoadError> {
+    gpu.memory().map_err(memory).map(room)
+}
+
+fn room(memory: millgate_kernels::cuda::DeviceMemory) -> Room {
+    Room { free: memory.free_bytes as u64, total: memory.total_bytes as u64 }
 }

@@ -1,4 +1,6 @@
-//! How much of a GPU's memory becomes KV cache.
+//! How much of a GPU's memory becomes KV cache, and what a model needs of it at least.
+
+use crate::options::GpuReserve;
 
 /// Blocks below which a cache is of no use: 512 tokens.
 const LEAST_BLOCKS: usize = 16;
@@ -7,29 +9,55 @@ const SPARE_PERCENT: u64 = 5;
 /// And this much at least.
 const LEAST_SPARE_BYTES: u64 = 256 << 20;
 
-/// Blocks of the cache for a GPU with `free` bytes left, or the bytes that the smallest useful one needs.
-///
-/// `wanted_bytes`: what was set for it. `most`: blocks that can ever be used.
-pub(super) fn cache_blocks(
-    free: u64,
-    total: u64,
-    block_bytes: u64,
-    wanted_bytes: Option<u64>,
-    most: usize,
-) -> Result<usize, u64> {
-    let block_bytes = block_bytes.max(1);
-    // Small devices, and tests with an emulated one, keep the same share.
-    let spare = (free / 100 * SPARE_PERCENT).max(LEAST_SPARE_BYTES.min(total / 100));
-    let room = free.saturating_sub(spare) / block_bytes;
-    let wanted = wanted_bytes.map_or(u64::MAX, |bytes| bytes / block_bytes);
-    let blocks = usize::try_from(room.min(wanted)).unwrap_or(usize::MAX).min(most);
-    let least = LEAST_BLOCKS.min(most);
-    let asks_for_too_much = wanted_bytes.is_some() && wanted > room && most as u64 > room;
-    if blocks < least || asks_for_too_much {
-        let needed = if asks_for_too_much { wanted.min(most as u64) } else { least as u64 };
-        return Err(needed.saturating_mul(block_bytes));
+/// Memory of a GPU, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) free: u64,
+    pub(super) total: u64,
+}
+
+/// A cache that was or was not given a size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CacheWish {
+    /// One block over all layers.
+    pub(super) block_bytes: u64,
+    /// What was set for it.
+    pub(super) set_bytes: Option<u64>,
+    /// Blocks that can ever be used.
+    pub(super) most: usize,
+}
+
+impl Room {
+    /// What stays free. Small devices, and tests with an emulated one, keep a smaller share.
+    pub(super) fn spare(self) -> u64 {
+        (self.free / 100 * SPARE_PERCENT).max(LEAST_SPARE_BYTES.min(self.total / 100))
     }
-    Ok(blocks)
+}
+
+impl CacheWish {
+    /// The smallest cache that will do: what was set, else a few blocks.
+    pub(super) fn least_bytes(&self) -> u64 {
+        let most = u64::try_from(self.most).unwrap_or(u64::MAX);
+        let set = self.set_bytes.map_or(0, |bytes| bytes / self.block_bytes.max(1));
+        set.max(LEAST_BLOCKS as u64).min(most).saturating_mul(self.block_bytes)
+    }
+}
+
+/// Blocks of the cache in a GPU's memory, or the bytes that the smallest one that will do needs.
+///
+/// What models loaded later need at least is left to them, and what remains then is shared with those of them whose cache
+/// was given no size.
+pub(super) fn cache_blocks(room: Room, wish: CacheWish, later: GpuReserve) -> Result<usize, u64> {
+    let (least, block_bytes) = (wish.least_bytes(), wish.block_bytes.max(1));
+    let free = room.free.saturating_sub(room.spare());
+    if least > free {
+        return Err(least);
+    }
+    let bytes = match wish.set_bytes {
+        Some(_) => least,
+        None => least + (free - least).saturating_sub(later.bytes) / (1 + later.caches),
+    };
+    Ok(usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX).min(wish.most))
 }
 
 #[cfg(test)]
@@ -37,23 +65,42 @@ mod tests {
     use super::*;
 
     const GIB: u64 = 1 << 30;
+    const BLOCK: u64 = 4 << 20;
+    const ALONE: GpuReserve = GpuReserve { bytes: 0, caches: 0 };
+
+    fn room(free: u64) -> Room {
+        Room { free, total: 80 * GIB }
+    }
+
+    fn wish(set_bytes: Option<u64>, most: usize) -> CacheWish {
+        CacheWish { block_bytes: BLOCK, set_bytes, most }
+    }
 
     #[test]
     fn the_cache_takes_what_is_free_but_for_a_spare_and_no_more_than_can_be_used() {
-        let block = 4 << 20;
-        assert_eq!(
-            cache_blocks(64 * GIB, 80 * GIB, block, None, usize::MAX),
-            Ok((64 * GIB / 100 * 95 / block) as usize)
-        );
-        assert_eq!(cache_blocks(64 * GIB, 80 * GIB, block, None, 100), Ok(100));
-        assert_eq!(cache_blocks(64 * GIB, 80 * GIB, block, Some(GIB), usize::MAX), Ok(256));
+        let whole = (64 * GIB / 100 * 95 / BLOCK) as usize;
+        assert_eq!(cache_blocks(room(64 * GIB), wish(None, usize::MAX), ALONE), Ok(whole));
+        assert_eq!(cache_blocks(room(64 * GIB), wish(None, 100), ALONE), Ok(100));
+        assert_eq!(cache_blocks(room(64 * GIB), wish(Some(GIB), usize::MAX), ALONE), Ok(256));
     }
 
     #[test]
     fn what_does_not_fit_is_refused_with_what_is_needed() {
-        let block = 4 << 20;
-        assert_eq!(cache_blocks(32 << 20, 80 * GIB, block, None, usize::MAX), Err(16 * block));
-        assert_eq!(cache_blocks(GIB, 80 * GIB, block, Some(2 * GIB), usize::MAX), Err(2 * GIB));
-        assert_eq!(cache_blocks(0, 80 * GIB, block, None, 2), Err(2 * block));
+        assert_eq!(cache_blocks(room(32 << 20), wish(None, usize::MAX), ALONE), Err(16 * BLOCK));
+        assert_eq!(cache_blocks(room(GIB), wish(Some(2 * GIB), usize::MAX), ALONE), Err(2 * GIB));
+        assert_eq!(cache_blocks(room(0), wish(None, 2), ALONE), Err(2 * BLOCK));
+    }
+
+    #[test]
+    fn models_that_are_still_to_come_keep_what_they_need_and_an_equal_part_of_the_rest() {
+        let free = 64 * GIB - 64 * GIB / 100 * 5;
+        let later = GpuReserve { bytes: 20 * GIB, caches: 2 };
+        let blocks = cache_blocks(room(64 * GIB), wish(None, usize::MAX), later).unwrap() as u64;
+        let equal = (free - 20 * GIB - 16 * BLOCK) / 3;
+        assert!((16 * BLOCK + equal).abs_diff(blocks * BLOCK) <= BLOCK, "{blocks} blocks");
+        // Never less than the smallest cache that will do: the later one is refused then, with its figures.
+        let all = GpuReserve { bytes: 100 * GIB, caches: 0 };
+        assert_eq!(cache_blocks(room(64 * GIB), wish(None, usize::MAX), all), Ok(16));
+        assert_eq!(cache_blocks(room(64 * GIB), wish(Some(GIB), usize::MAX), all), Ok(256));
     }
 }

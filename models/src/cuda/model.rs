@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 
-use millgate_kernels::cuda::{Activation, AttentionPlan, Buffer, CudaError, DrawOutcome, KvElement, Pinned};
+use millgate_kernels::cuda::{
+    Activation, AttentionPlan, AttentionSizes, Buffer, CudaError, DrawOutcome, KvElement, Pinned,
+};
 use tracing::{info, warn};
 
-use super::decoder::{Decoder, Pass};
+use super::decoder::{Decoder, Pass, decode_room};
 use super::draws;
 use super::recorded::Recordings;
 use super::words::{self, Layout, Room};
@@ -64,9 +66,7 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
     pub(super) fn new(spec: ModelSpec, decoder: Decoder<T, C>) -> Result<Self, CudaError> {
         let gpu = decoder.gpu.clone();
         let rows = spec.max_output_rows;
-        let tables = rows * spec.context_window.div_ceil(crate::BLOCK_TOKENS);
-        let words =
-            Layout::new(&decoder.decode_room(rows)).tail.start + 16 * spec.max_step_tokens + tables + TAIL_WORDS;
+        let words = word_room(&decoder.sizes, rows, (spec.max_step_tokens, spec.context_window));
         let stage = || -> Result<Stage, CudaError> {
             Ok(Stage {
                 words: gpu.pinned(words)?,
@@ -329,6 +329,12 @@ impl<T: Activation, C: KvElement> DrawingModel for CudaModel<T, C> {
     fn collect(&mut self) -> Result<StepOutput<'_>, ForwardError> {
         self.receive()
     }
+}
+
+/// Words that a step may take before it needs more memory: output rows, tokens, and tokens of a sequence.
+pub(super) fn word_room(sizes: &[AttentionSizes], rows: usize, (tokens, window): (usize, usize)) -> usize {
+    let tables = rows * window.div_ceil(crate::BLOCK_TOKENS);
+    Layout::new(&decode_room(sizes, rows, window)).tail.start + 16 * tokens + tables + TAIL_WORDS
 }
 
 /// A decode step of `rows` sequences of one token that stores nothing.

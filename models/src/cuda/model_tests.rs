@@ -3,7 +3,9 @@
 use std::any::Any;
 
 use super::*;
-use crate::{Adjustment, Checkpoint, Device, DeviceChoice, KvDtypeChoice, LoadOptions, PendingToken, Silent};
+use crate::{
+    Adjustment, Checkpoint, Device, DeviceChoice, GpuReserve, KvDtypeChoice, LoadOptions, PendingToken, Silent,
+};
 
 type Loaded = CudaModel<f32, f32>;
 
@@ -23,6 +25,7 @@ fn open() -> Option<Box<Loaded>> {
     let options = LoadOptions {
         device: Device::Cuda(0),
         kv_bytes: None,
+        reserve: GpuReserve::default(),
         deterministic: true,
         pool: std::sync::Arc::new(millgate_kernels::Pool::new(1)),
         num_blocks: 8,

@@ -1,7 +1,8 @@
 //! Activations of a step on the device, allocated once for the largest one.
 
-use millgate_kernels::cuda::{Activation, Buffer, CudaError, Gpu};
+use millgate_kernels::cuda::{Activation, AttentionSizes, Buffer, CudaError, DrawOutcome, Gpu, SampleScratch};
 
+use crate::arch::DecoderConfig;
 use crate::workspace::WorkspaceShape;
 
 /// Buffers of one step.
@@ -47,6 +48,22 @@ impl<T: Activation> Space<T> {
             logits: gpu.zeroed(outputs * shape.vocab_size)?,
         })
     }
+}
+
+/// Bytes of these buffers and of all others that a decoder takes for such steps, for sequences of up to `window` tokens.
+pub(super) fn buffer_bytes(shape: &WorkspaceShape, config: &DecoderConfig, window: usize, width: u64) -> u64 {
+    let (rows, vocab) = (shape.max_output_rows, shape.vocab_size);
+    let sizes = AttentionSizes {
+        heads: config.num_heads,
+        kv_heads: config.num_kv_heads,
+        head_dim: config.head_dim,
+        window: None,
+        is_f32: width == 4,
+    };
+    let rope = window * config.head_dim;
+    let drawn = rows * (DrawOutcome::WORDS + 2) + SampleScratch::len(rows, vocab);
+    let words = super::model::word_room(&[sizes], rows, (shape.max_step_tokens, window));
+    space_bytes(shape, width) + 4 * (rope + sizes.partial_len(rows, window) + drawn + words) as u64
 }
 
 /// Bytes of all these buffers with numbers of `width` bytes.
