@@ -1,5 +1,4 @@
 //! Turns the standing of a caller's limits into response headers: ours, OpenAI's and the IETF draft's.
-use std::fmt::{self, Write};
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -56,6 +55,19 @@ impl Gauge {
     }
 }
 
+// Names that are checked while compiling: an answer has a dozen of them.
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const LIMIT_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-limit-requests");
+const REMAINING_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-requests");
+const RESET_REQUESTS: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
+const LIMIT_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-limit-tokens");
+const REMAINING_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-remaining-tokens");
+const RESET_TOKENS: HeaderName = HeaderName::from_static("x-ratelimit-reset-tokens");
+const IETF_POLICIES: HeaderName = HeaderName::from_static("ratelimit-policy");
+const IETF_STANDINGS: HeaderName = HeaderName::from_static("ratelimit");
+
 /// Headers of a governed answer, with those that others add to them.
 const HEADERS_MAX: usize = 24;
 
@@ -65,23 +77,23 @@ pub(crate) fn limit_headers(gauges: &[Gauge], refused: Option<&Gauge>) -> Header
     let tightest = |unit| gauges.iter().filter(move |gauge| gauge.unit == unit).min_by(|a, b| tighter(a, b));
     let (requests, tokens) = (tightest(Unit::Requests), tightest(Unit::Tokens));
     if let Some(shown) = refused.or(requests).or(tokens) {
-        put(&mut headers, "x-ratelimit-limit", shown.figure(shown.amount));
-        put(&mut headers, "x-ratelimit-remaining", shown.figure(shown.remaining));
-        put_number(&mut headers, "x-ratelimit-reset", whole_seconds_up(shown.reset_at));
+        put(&mut headers, LIMIT, shown.figure(shown.amount));
+        put(&mut headers, REMAINING, shown.figure(shown.remaining));
+        put_number(&mut headers, RESET, whole_seconds_up(shown.reset_at));
     }
     if let Some(gauge) = requests {
-        put_number(&mut headers, "x-ratelimit-limit-requests", gauge.amount);
-        put_number(&mut headers, "x-ratelimit-remaining-requests", gauge.remaining);
-        put(&mut headers, "x-ratelimit-reset-requests", openai_duration(gauge.reset));
+        put_number(&mut headers, LIMIT_REQUESTS, gauge.amount);
+        put_number(&mut headers, REMAINING_REQUESTS, gauge.remaining);
+        put(&mut headers, RESET_REQUESTS, openai_duration(gauge.reset));
     }
     if let Some(gauge) = tokens {
-        put_number(&mut headers, "x-ratelimit-limit-tokens", gauge.amount);
-        put_number(&mut headers, "x-ratelimit-remaining-tokens", gauge.remaining);
-        put(&mut headers, "x-ratelimit-reset-tokens", openai_duration(gauge.reset));
+        put_number(&mut headers, LIMIT_TOKENS, gauge.amount);
+        put_number(&mut headers, REMAINING_TOKENS, gauge.remaining);
+        put(&mut headers, RESET_TOKENS, openai_duration(gauge.reset));
     }
     if !gauges.is_empty() {
-        put(&mut headers, "ratelimit-policy", ietf_policies(gauges));
-        put(&mut headers, "ratelimit", ietf_standings(gauges));
+        put(&mut headers, IETF_POLICIES, ietf_policies(gauges));
+        put(&mut headers, IETF_STANDINGS, ietf_standings(gauges));
     }
     headers
 }
@@ -93,13 +105,13 @@ fn tighter(a: &Gauge, b: &Gauge) -> std::cmp::Ordering {
     left.cmp(&right).then(b.reset.cmp(&a.reset))
 }
 
-fn put(headers: &mut HeaderMap, name: &'static str, value: String) {
+fn put(headers: &mut HeaderMap, name: HeaderName, value: String) {
     let value = HeaderValue::try_from(value).expect("numbers, durations and quoted names are header text");
-    headers.insert(HeaderName::from_static(name), value);
+    headers.insert(name, value);
 }
 
-fn put_number(headers: &mut HeaderMap, name: &'static str, value: u64) {
-    headers.insert(HeaderName::from_static(name), HeaderValue::from(value));
+fn put_number(headers: &mut HeaderMap, name: HeaderName, value: u64) {
+    headers.insert(name, HeaderValue::from(value));
 }
 
 /// A duration as OpenAI writes it: `12ms`, `1s`, `6m0s`, `2h3m0s`; never less than the truth.
@@ -122,44 +134,68 @@ fn whole_seconds_up(length: Duration) -> u64 {
 /// `"requests-60";q=5;w=60, "tokens-60";q=100;w=60;qu="tokens"` (draft-ietf-httpapi-ratelimit-headers-10).
 fn ietf_policies(gauges: &[Gauge]) -> String {
     list(gauges, |text, gauge| {
-        write!(text, ";q={}", gauge.ietf(gauge.amount))?;
+        text.push_str(";q=");
+        push_number(text, gauge.ietf(gauge.amount));
         if let Some(seconds) = gauge.window_seconds() {
-            write!(text, ";w={seconds}")?;
+            text.push_str(";w=");
+            push_number(text, seconds);
         }
-        text.write_str(match gauge.unit {
+        text.push_str(match gauge.unit {
             Unit::Requests => "",
             Unit::Tokens => ";qu=\"tokens\"",
             Unit::Concurrent => ";qu=\"concurrent-requests\"",
             Unit::Money => ";qu=\"micro-usd\"",
-        })
+        });
     })
 }
 
 /// `"requests-60";r=4;t=60, ...`, in the order of the policies.
 fn ietf_standings(gauges: &[Gauge]) -> String {
     list(gauges, |text, gauge| {
-        write!(text, ";r={}", gauge.ietf(gauge.remaining))?;
-        match gauge.unit {
-            Unit::Concurrent => Ok(()),
-            Unit::Requests | Unit::Tokens | Unit::Money => write!(text, ";t={}", whole_seconds_up(gauge.reset)),
+        text.push_str(";r=");
+        push_number(text, gauge.ietf(gauge.remaining));
+        if gauge.unit != Unit::Concurrent {
+            text.push_str(";t=");
+            push_number(text, whole_seconds_up(gauge.reset));
         }
     })
 }
 
 /// Each gauge under a policy name that is unique in this answer, followed by what `figures` says of it.
-fn list(gauges: &[Gauge], figures: impl Fn(&mut String, &Gauge) -> fmt::Result) -> String {
-    let mut text = String::with_capacity(48 * gauges.len());
+fn list(gauges: &[Gauge], figures: impl Fn(&mut String, &Gauge)) -> String {
+    let mut text = String::with_capacity(64 * gauges.len());
     for (index, gauge) in gauges.iter().enumerate() {
-        let earlier = gauges[..index].iter().filter(|other| other.policy() == gauge.policy()).count();
-        let separator = if index == 0 { "" } else { ", " };
-        write!(text, "{separator}\"{}", gauge.policy().0)
-            .and_then(|()| gauge.policy().1.map_or(Ok(()), |seconds| write!(text, "-{seconds}")))
-            .and_then(|()| if earlier == 0 { Ok(()) } else { write!(text, "-{}", earlier + 1) })
-            .and_then(|()| text.write_char('"'))
-            .and_then(|()| figures(&mut text, gauge))
-            .expect("a string takes whatever is written");
+        let (name, seconds) = gauge.policy();
+        let earlier = gauges[..index].iter().filter(|other| other.policy() == (name, seconds)).count();
+        text.push_str(if index == 0 { "\"" } else { ", \"" });
+        text.push_str(name);
+        if let Some(seconds) = seconds {
+            text.push('-');
+            push_number(&mut text, seconds);
+        }
+        if earlier > 0 {
+            text.push('-');
+            push_number(&mut text, earlier as u64 + 1);
+        }
+        text.push('"');
+        figures(&mut text, gauge);
     }
     text
+}
+
+/// Adds a number, without the machinery of formatting: an answer has some twenty of them.
+fn push_number(text: &mut String, mut number: u64) {
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    text.extend(digits[first..].iter().map(|digit| char::from(*digit)));
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Waiting for the disk: entries that are written together become durable together, so all who wait for them share one cell.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,18 +11,11 @@ use super::ports::StoreError;
 ///
 /// # Cancel
 /// Dropping it changes nothing: the entry is written all the same.
+#[derive(Debug)]
 pub struct Commit {
     group: Arc<Group>,
     /// Where this one's waker stands among those that wait.
     seat: Option<usize>,
-    /// Told when somebody begins to wait.
-    writer: Option<Arc<dyn Hurry>>,
-}
-
-/// A writer that lets some entries wait until somebody waits for them.
-pub trait Hurry: Send + Sync {
-    /// Writes what is queued now.
-    fn hurry(&self);
 }
 
 /// The end that resolves the commits of one group; dropped without a word it resolves them to [`StoreError::Closed`].
@@ -59,7 +51,7 @@ impl Group {
 impl Writing {
     /// A wait for this group.
     pub fn commit(&self) -> Commit {
-        Commit { group: Arc::clone(&self.0), seat: None, writer: None }
+        Commit { group: Arc::clone(&self.0), seat: None }
     }
 
     /// Tells everybody who waits how it ended.
@@ -74,23 +66,9 @@ impl Drop for Writing {
     }
 }
 
-impl Commit {
-    /// The same wait, which tells `writer` when it begins.
-    #[must_use]
-    pub fn hurrying(self, writer: Arc<dyn Hurry>) -> Self {
-        Self { writer: Some(writer), ..self }
-    }
-}
-
 impl Clone for Commit {
     fn clone(&self) -> Self {
-        Self { group: Arc::clone(&self.group), seat: None, writer: self.writer.clone() }
-    }
-}
-
-impl fmt::Debug for Commit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Commit").field("group", &self.group).finish_non_exhaustive()
+        Self { group: Arc::clone(&self.group), seat: None }
     }
 }
 
@@ -108,10 +86,6 @@ impl Future for Commit {
             None => {
                 self.seat = Some(state.waiting.len());
                 state.waiting.push(context.waker().clone());
-                drop(state);
-                if let Some(writer) = &self.writer {
-                    writer.hurry();
-                }
             }
         }
         Poll::Pending
@@ -120,20 +94,7 @@ impl Future for Commit {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use futures::FutureExt;
-
     use super::*;
-
-    #[derive(Default)]
-    struct Lazy(AtomicUsize);
-
-    impl Hurry for Lazy {
-        fn hurry(&self) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
 
     #[tokio::test]
     async fn everybody_who_waits_for_a_group_is_told_the_same() {
@@ -141,15 +102,6 @@ mod tests {
         let (early, late) = (writing.commit(), writing.commit());
         let (told, ()) = futures::join!(early, async { writing.resolve(Ok(())) });
         assert!(told.is_ok() && late.clone().await.is_ok() && late.await.is_ok());
-    }
-
-    #[test]
-    fn a_lazy_writer_is_told_once_when_somebody_begins_to_wait() {
-        let (writing, lazy) = (Writing::default(), Arc::new(Lazy::default()));
-        let mut commit = writing.commit().hurrying(lazy.clone());
-        assert_eq!(lazy.0.load(Ordering::SeqCst), 0);
-        assert!((&mut commit).now_or_never().is_none() && (&mut commit).now_or_never().is_none());
-        assert_eq!(lazy.0.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test]

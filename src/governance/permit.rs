@@ -3,7 +3,7 @@
 //! Settling is a method that can be awaited; a permit that is dropped instead hands itself to the [`settler`](super::settler),
 //! which shutdown joins. Either way exactly one ledger row is written.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::error::{Denied, LimitStanding, Refusal};
 use super::governor::Core;
 use super::policy::{Plan, Principal};
-use super::ports::{Commit, Extent, JournalEntry, Need, Reserved, StoreError};
+use super::ports::{Commit, Extent, JournalEntry, Need, Records, Reserved, StoreError, Writing};
 use super::pricing::Price;
 use super::reconcile::Receipt;
 use super::records::{Bill, LedgerRecord, RequestRecord, ReservationRecord, Status, Usage, spend};
@@ -62,7 +62,7 @@ pub struct Permit {
     plan: Arc<Plan>,
     scheduling: Scheduling,
     standing: Vec<LimitStanding>,
-    durable: Commit,
+    reservation: Arc<Reservation>,
     progress: Mutex<Progress>,
 }
 
@@ -76,6 +76,47 @@ struct Open {
     status: Status,
     /// True once its settlement has begun.
     is_settling: bool,
+}
+
+/// The reservation in the journal: written when somebody must know that it is, so that an answer that is settled before
+/// needs its ledger row only.
+struct Reservation {
+    records: Arc<dyn Records>,
+    stage: Mutex<Stage>,
+}
+
+enum Stage {
+    /// Nobody has waited for it.
+    Unwritten(ReservationRecord),
+    /// It was given to the store.
+    Submitted(Commit),
+    /// The request is settled: its row says everything, and a reservation would outlive it.
+    Over,
+}
+
+impl Reservation {
+    /// Gives it to the store unless that was done.
+    fn submit(&self) -> Commit {
+        let mut stage = self.lock();
+        if let Stage::Submitted(commit) = &*stage {
+            return commit.clone();
+        }
+        let Stage::Unwritten(row) = std::mem::replace(&mut *stage, Stage::Over) else {
+            return Writing::default().commit();
+        };
+        let commit = self.records.submit(JournalEntry::Open(row));
+        *stage = Stage::Submitted(commit.clone());
+        commit
+    }
+
+    /// From here on nothing of it is written.
+    fn end(&self) {
+        *self.lock() = Stage::Over;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Stage> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -146,7 +187,7 @@ impl Permit {
         });
         let extent = need.extent(at_us, completion_tokens);
         let row = ReservationRecord { request: request.clone(), extents: vec![extent], progress: Usage::default() };
-        let durable = core.records.submit(JournalEntry::Open(row));
+        let stage = Mutex::new(Stage::Unwritten(row));
         Ok(Self {
             core: core.clone(),
             open: Some(Open {
@@ -165,7 +206,7 @@ impl Permit {
             },
             standing: plan.standing(&counts, now_us),
             plan,
-            durable,
+            reservation: Arc::new(Reservation { records: core.records.clone(), stage }),
             progress: Mutex::default(),
         })
     }
@@ -188,6 +229,7 @@ impl Permit {
         match self.core.counters.extend(open.request.id, sequence, need).await {
             Ok(Reserved::Granted { at_us, completion_tokens, counts }) => {
                 open.extents.push(need.extent(at_us, completion_tokens));
+                drop(self.reservation.submit());
                 // Nobody waits for this one: it tells recovery when the tokens were charged, not how many.
                 drop(
                     self.core
@@ -205,15 +247,17 @@ impl Permit {
         }
     }
 
-    /// Waits until the reservation is on the disk; await it before the first byte of content leaves.
+    /// Waits until the reservation is on the disk, and has it written from the first poll on; await it before the first
+    /// byte of content leaves.
     ///
     /// # Errors
-    /// The store could not write it; the request must then end with an error.
+    /// The store could not write it, and the request must end with an error; or the request is settled already.
     ///
     /// # Cancel
-    /// Safe, but from the first poll on the store writes it without waiting for more.
-    pub fn durable(&self) -> Commit {
-        self.durable.clone()
+    /// Safe: what was begun goes on.
+    pub fn durable(&self) -> impl Future<Output = Result<(), StoreError>> + use<> {
+        let reservation = self.reservation.clone();
+        async move { reservation.submit().await }
     }
 
     /// Reports what has been used so far, in all; journalled in the background, at most 64 tokens behind.
@@ -223,6 +267,7 @@ impl Permit {
         progress.usage = usage;
         if usage.total_tokens() >= progress.journalled.saturating_add(self.core.config.journal_every_tokens) {
             progress.journalled = usage.total_tokens();
+            drop(self.reservation.submit());
             drop(self.core.records.submit(JournalEntry::Progress { id: open.request.id, usage }));
         }
     }
@@ -236,6 +281,7 @@ impl Permit {
     /// Safe at any point: the request is settled exactly once with these values.
     pub async fn settle(mut self, usage: Usage, status: Status) -> Result<Receipt, StoreError> {
         self.report(usage);
+        self.reservation.end();
         let open = self.open.as_mut().expect("a permit is open until it is settled, and settling consumes it");
         open.status = status;
         open.is_settling = true;
@@ -314,6 +360,7 @@ fn flow_of(who: &Principal) -> u64 {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
+            self.reservation.end();
             let usage = self.progress.lock().unwrap_or_else(PoisonError::into_inner).usage;
             let row = Box::new(self.core.row(&open, usage));
             if !open.is_settling {

@@ -39,6 +39,8 @@ const NOON_US: i64 = 1_795_435_200_000_000;
 #[derive(Default)]
 struct Disk {
     rows: Mutex<Vec<LedgerRecord>>,
+    /// Reservations that came after the row of their request: nothing would ever take them away.
+    left_over: Mutex<Vec<Uuid>>,
     due: Mutex<Vec<Writing>>,
     is_over: AtomicBool,
 }
@@ -212,20 +214,31 @@ async fn some_request(scene: Arc<Scene>, id: u128) -> Option<(Status, Usage)> {
     }
     let permit = scene.admit(id).await?;
     permit.progress(used(1));
+    let waiting = random.gen_range(0..2) == 1;
+    let waiting = waiting.then(|| spawn(permit.durable()));
     yield_now().await;
+    let ended = some_end(permit, end, polls, last).await;
+    if let Some(waiting) = waiting {
+        let durable = waiting.await.expect("no wait panics");
+        assert!(matches!(durable, Ok(()) | Err(StoreError::Closed)), "written, or settled before: {durable:?}");
+    }
+    Some(ended)
+}
+
+async fn some_end(permit: Permit, end: u32, polls: u32, last: Usage) -> (Status, Usage) {
     match end {
         1 => {
             permit.progress(last);
             drop(permit);
-            Some((Status::Aborted, last))
+            (Status::Aborted, last)
         }
         2 => {
             permit.settle(last, Status::Completed).await.expect("written");
-            Some((Status::Completed, last))
+            (Status::Completed, last)
         }
         _ => {
             cut_after(polls, permit.settle(last, Status::LimitReached)).await;
-            Some((Status::LimitReached, last))
+            (Status::LimitReached, last)
         }
     }
 }
@@ -245,6 +258,7 @@ fn however_a_request_ends_it_is_settled_and_written_exactly_once() {
         let written: HashMap<_, _> = rows.iter().map(|row| (row.request.id, (row.status, row.usage))).collect();
         assert_eq!(written, expected);
         assert_eq!(rows.len(), written.len(), "no row twice");
+        assert!(scene.disk.left_over.lock().expect("no panic").is_empty(), "no reservation outlives its request");
         let tokens: u64 = rows.iter().map(|row| row.usage.total_tokens()).sum();
         let [of_tokens, of_requests, in_flight] = counts[..] else { panic!("three counters") };
         assert_eq!((of_tokens, in_flight, open), ((tokens, 0), (0, 0), 0), "limiter and ledger agree, nothing is held");
@@ -262,8 +276,13 @@ fn unused<T>() -> Result<T, StoreError> {
 #[async_trait]
 impl Records for Disk {
     fn submit(&self, entry: JournalEntry) -> Commit {
-        if let JournalEntry::Close(row) = entry {
-            self.rows.lock().expect("no panic").push(row);
+        let mut rows = self.rows.lock().expect("no panic");
+        match entry {
+            JournalEntry::Close(row) => rows.push(row),
+            JournalEntry::Open(late) if rows.iter().any(|row| row.request.id == late.request.id) => {
+                self.left_over.lock().expect("no panic").push(late.request.id);
+            }
+            _ => {}
         }
         let writing = Writing::default();
         let commit = writing.commit();

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::audit::{AuditFilter, AuditRow, Author};
 use super::calendar::Bounds;
 use super::clock::Clock;
-pub use super::commit::{Commit, Hurry, Writing};
+pub use super::commit::{Commit, Writing};
 pub use super::key_search::{CursorValue, KeyCursor, KeyFilter, KeySort};
 use super::limits::{Limit, Period, Resource, Scope, Window, Zone};
 pub use super::notices::{Notice, NoticeOutcome};
@@ -235,9 +235,6 @@ pub trait Records: Send + Sync + 'static {
     async fn audit_after(&self, sequence: i64, limit: u32) -> Result<Vec<AuditRow>, StoreError>;
 
     /// Queues a journal entry; entries of one caller are written in order.
-    ///
-    /// An admission alone makes nobody get up: it is written with the next group, or when somebody begins to wait for it. An
-    /// answer that is complete by then needs one commit in all.
     fn submit(&self, entry: JournalEntry) -> Commit;
 
     /// Requests admitted and never settled, as the last process left them.

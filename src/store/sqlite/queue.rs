@@ -1,4 +1,4 @@
-//! What waits to be written, and when the writer gets up for it.
+//! What waits to be written; the writer sleeps only while nothing does.
 //!
 //! Entries gather while the writer is busy or asleep. All that gathered become one group, and all who wait for one of them
 //! wait for the group.
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::governance::ports::{Commit, Edit, Hurry, JournalEntry, StoreError, Writing};
+use crate::governance::ports::{Commit, Edit, JournalEntry, StoreError, Writing};
 use crate::governance::records::KeyId;
 
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -49,27 +49,16 @@ struct State {
     is_closed: bool,
 }
 
-impl Hurry for Queue {
-    fn hurry(&self) {
-        let state = self.lock();
-        if !state.next.entries.is_empty() {
-            self.call(state);
-        }
-    }
-}
-
 impl Queue {
     // Unbounded on purpose: settling must neither block nor be lost, and open requests are bounded at admission.
-    pub(super) fn submit(&self, entry: JournalEntry, may_wait: bool) -> Commit {
+    pub(super) fn submit(&self, entry: JournalEntry) -> Commit {
         let mut state = self.lock();
-        let commit = state.next.writing.commit();
         if state.is_closed {
             return Writing::default().commit();
         }
+        let commit = state.next.writing.commit();
         state.next.entries.push(entry);
-        if !may_wait {
-            self.call(state);
-        }
+        self.call(state);
         commit
     }
 

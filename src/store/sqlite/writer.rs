@@ -43,9 +43,7 @@ impl Writer {
     }
 
     pub(super) fn submit(&self, entry: JournalEntry) -> Commit {
-        let may_wait = matches!(entry, JournalEntry::Open(_));
-        let commit = self.queue.submit(entry, may_wait);
-        if may_wait { commit.hurrying(self.queue.clone()) } else { commit }
+        self.queue.submit(entry)
     }
 
     pub(super) async fn change(&self, expected: u64, edit: Edit) -> Result<u64, StoreError> {
