@@ -3,9 +3,9 @@
     python3 scripts/bench_gpu.py 8b [BUNDLE]       # 0.6b, 1b, 8b; tiny for a try without a GPU
 
 Needs the bundle of `make gpu-bundle` (default target/gpu), no cargo, no network. The checkpoint is made here: random
-bf16 weights of a real model's shape, since speed does not depend on what weights say. What is timed goes over HTTP
-through the server and `millgate bench`; the operations one by one, by the device's clock, are the first table. Hugging
-Face transformers runs the same checkpoint beside it where it is installed.
+bf16 weights of a real model's shape, since speed does not depend on what weights say. Operations (the first table), decode
+steps and prompts are timed by the device's own clock; mixed load, and what transformers is compared with, go over HTTP
+through the server and `millgate bench`. Hugging Face transformers runs the same checkpoint where it is installed.
 """
 
 import json
@@ -28,10 +28,8 @@ SHAPES = {
     "8b": dict(hidden=4096, mlp=14_336, layers=32, heads=32, kv_heads=8, dim=128, vocab=128_256, tied=False, qwen=False),
     "tiny": dict(hidden=64, mlp=128, layers=2, heads=4, kv_heads=2, dim=16, vocab=4096, tied=True, qwen=False),
 }
-STREAMS = (1, 8, 32, 128)
-# Tokens of each prompt of the decode runs, here and for transformers.
+# Tokens of each prompt of the runs over HTTP, of transformers, and of the decode steps of models/benches/steps.rs.
 DECODE_PROMPT = 128
-PROMPTS = (512, 4096, 16_384)
 
 
 def tensors(shape):
@@ -177,36 +175,46 @@ def transformers_rate(folder, streams, output):
         return f"not run: {type(error).__name__}: {error}"[:120]
 
 
-def measure(server, shape, card, table):
-    is_tiny = shape["hidden"] < 512
-    output = 16 if is_tiny else 256
+def by_device(bundle, folder, shape, card, table):
+    """Decode steps and prompts by events of the device; returns tokens a second by number of streams."""
+    command = [bundle / "steps", folder] + (["tiny"] if shape["hidden"] < 512 else [])
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"the benchmark of steps failed ({done.returncode}):\n{done.stdout}{done.stderr}")
     matrix = sum(count(dims) for name, dims in tensors(shape) if len(dims) == 2 and "embed" not in name)
     head = shape["vocab"] * shape["hidden"]
     read = 2 * (matrix + (head if shape["tied"] else 0))
-    prompt = 32 if is_tiny else DECODE_PROMPT
-    server.bench(2, 2, prompt, 8)
+    layer_flops = 2 * (matrix - (0 if shape["tied"] else head))
     rates = {}
-    for streams in STREAMS[: 2 if is_tiny else None]:
-        report = server.bench(streams, streams, prompt, output, seed=streams)
-        itl = report["itl_ms"]
-        rates[streams] = report["output_tokens_per_s"]
-        share = f"{read / (itl['p50'] / 1e3) / card[0] * 100:.0f} % of bandwidth (weights alone)" if itl["p50"] else ""
-        table.append((f"decode, {streams} streams", f"{rates[streams]:.0f} tokens/s", f"step p50 {itl['p50']:.2f} ms, p99 {itl['p99']:.2f} ms", share))
+    for line in map(json.loads, done.stdout.splitlines()):
+        size, seconds = line["size"], max(line["median_ms"], 1e-6) / 1e3
+        detail = f"median {line['median_ms']:.2f} ms of {line['runs']}, {line['least_ms']:.2f} to {line['most_ms']:.2f}"
+        if line["what"] == "decode":
+            rates[size] = size / seconds
+            share = f"{read / seconds / card[0] * 100:.0f} % of bandwidth (weights alone)"
+            table.append((f"decode, {size} streams", f"{rates[size]:.0f} tokens/s", detail, share))
+        else:
+            flops = layer_flops * size + 2 * head + 2 * shape["layers"] * shape["heads"] * shape["dim"] * size**2
+            share = f"{flops / seconds / card[1] * 100:.0f} % of the matrix rate"
+            table.append((f"prefill, {size} tokens", f"{size / seconds:.0f} tokens/s", detail, share))
     if 32 in rates:
         table.append(("32 streams over 1", f"{rates[32] / rates[1]:.1f} times", "", "bar: 20"))
-    layer_flops = 2 * (matrix - (0 if shape["tied"] else head))
-    for prompt in (64,) if is_tiny else PROMPTS:
-        report = server.bench(1, 5, prompt, 1, seed=prompt)
-        tokens = report["prompt_tokens"] / report["requests"]
-        seconds = report["ttft_ms"]["p50"] / 1e3
-        flops = layer_flops * tokens + 2 * head + 2 * shape["layers"] * shape["heads"] * shape["dim"] * tokens**2
-        share = f"{flops / seconds / card[1] * 100:.0f} % of the matrix rate"
-        table.append((f"prefill, {tokens:.0f} tokens", f"{tokens / seconds:.0f} tokens/s", f"TTFT p50 {seconds * 1e3:.1f} ms", share))
+
+
+def over_http(server, shape, table):
+    """What clients see; returns tokens a second of 32 streams, or of as many as were tried."""
+    is_tiny = shape["hidden"] < 512
+    output, prompt, streams = (16, 32, 4) if is_tiny else (256, DECODE_PROMPT, 32)
+    server.bench(2, 2, prompt, 8)
+    report = server.bench(streams, streams, prompt, output, seed=streams)
+    itl, rate = report["itl_ms"], report["output_tokens_per_s"]
+    detail = f"ITL p50 {itl['p50']:.2f}, p99 {itl['p99']:.2f} ms"
+    table.append((f"over HTTP, {streams} streams", f"{rate:.0f} tokens/s", detail, ""))
     report = server.bench(64, 8 if is_tiny else 160, 64 if is_tiny else 512, output, "--rate", 8)
     ttft, itl = report["ttft_ms"], report["itl_ms"]
     detail = f"TTFT p50 {ttft['p50']:.0f}, p99 {ttft['p99']:.0f} ms; ITL p50 {itl['p50']:.1f}, p99 {itl['p99']:.1f} ms"
     table.append(("mixed, 8 requests/s", f"{report['total_tokens_per_s']:.0f} tokens/s", detail, ""))
-    return rates
+    return rate
 
 
 def main():
@@ -227,21 +235,22 @@ def main():
     table = []
     try:
         weight_bytes = write_checkpoint(work / "model", shape)
+        by_device(bundle, work / "model", shape, card, table)
         server = Server(bundle / "millgate", work / "model", work)
         try:
-            rates = measure(server, shape, card, table)
+            rate = over_http(server, shape, table)
         finally:
             server.stop()
         summary = (work / "log").read_text()
         other = transformers_rate(work / "model", 32, 256) if name != "tiny" else "not run: tiny"
-        if isinstance(other, float) and 32 in rates:
-            table.append(("transformers, 32 streams", f"{other:.0f} tokens/s", f"Millgate {rates[32] / other:.1f} times", "bar: 3"))
+        if isinstance(other, float):
+            table.append(("transformers, 32 streams", f"{other:.0f} tokens/s", f"Millgate over HTTP {rate / other:.1f} times", "bar: 3"))
         else:
             table.append(("transformers, 32 streams", str(other), "", ""))
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print("\n".join(line for line in summary.splitlines() if "cuda" in line.lower() or "device" in line.lower()))
-    print(f"\nshape {name}, {weight_bytes / 1e9:.2f} GB of bf16 weights; medians over HTTP, one run\n")
+    print("\n".join(line.strip() for line in summary.splitlines() if "KV cache for" in line))
+    print(f"\nshape {name}, {weight_bytes / 1e9:.2f} GB of bf16 weights; decode and prefill by events of the device, one run\n")
     print("| what | rate | detail | share of the card |\n|---|---:|---|---|")
     for row in table:
         print("| " + " | ".join(row) + " |")

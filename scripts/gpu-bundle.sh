@@ -25,6 +25,9 @@ done <"$out/list"
 cargo bench --package millgate-kernels --features cuda --bench gpu --no-run --message-format=json-render-diagnostics |
     python3 scripts/gpu_bundle.py >"$out/list"
 while read -r _ path; do copy "$path" bench; done <"$out/list"
+cargo bench --package millgate-models --features cuda --bench steps --no-run --message-format=json-render-diagnostics |
+    python3 scripts/gpu_bundle.py >"$out/list"
+while read -r _ path; do copy "$path" steps; done <"$out/list"
 rm "$out/list"
 
 cargo build --release --features cuda --bin millgate

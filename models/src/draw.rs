@@ -1,5 +1,7 @@
 //! Drawing where the logits are: what is asked for each output row, what comes back, and models that can do it.
 
+use std::time::Duration;
+
 use crate::batch::Batch;
 use crate::model::{ForwardError, ModelSpec};
 
@@ -21,6 +23,9 @@ pub trait DrawingModel {
     /// # Errors
     /// [`ForwardError`] when the step failed, or when none is in flight. A failed step is in flight no longer.
     fn collect(&mut self) -> Result<StepOutput<'_>, ForwardError>;
+
+    /// Has the device time every step from now on, where it can; see [`StepOutput::device_time`].
+    fn time_steps(&mut self) {}
 }
 
 /// One step: a batch, the tokens of it that are still on the device, and what is wanted of each output row.
@@ -147,6 +152,8 @@ pub struct StepOutput<'a> {
     pub logits: &'a [f32],
     /// Tokens of the [`Output::Draw`] rows, in their order.
     pub draws: &'a [Result<Drawn, DrawError>],
+    /// How long the device worked on it, by its own clock, if it was asked to tell.
+    pub device_time: Option<Duration>,
 }
 
 /// A drawn token.

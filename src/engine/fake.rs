@@ -214,7 +214,11 @@ impl DrawingModel for FakeModel {
                 Some(Job::Copy { from, to }) => self.copy_now(from, to),
                 Some(Job::Step(step)) => {
                     self.run(&step)?;
-                    return Ok(StepOutput { logits: &self.device.wanted_logits, draws: &self.device.draws });
+                    return Ok(StepOutput {
+                        logits: &self.device.wanted_logits,
+                        draws: &self.device.draws,
+                        device_time: None,
+                    });
                 }
                 None => return Err(ForwardError::Batch { what: "steps in flight", found: 0, limit: 1 }),
             }

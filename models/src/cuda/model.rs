@@ -1,9 +1,10 @@
 //! A decoder on a GPU behind the engine's seam: steps go out in one upload, decode steps as recorded graphs.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use millgate_kernels::cuda::{
-    Activation, AttentionPlan, AttentionSizes, Buffer, CudaError, DrawOutcome, KvElement, Pinned,
+    Activation, AttentionPlan, AttentionSizes, Buffer, CudaError, DrawOutcome, Event, Gpu, KvElement, Pinned,
 };
 use tracing::{info, warn};
 
@@ -42,6 +43,7 @@ pub(super) struct CudaModel<T, C> {
     /// Draws of the step launched last that are on the device.
     num_last_draws: usize,
     draws: Vec<Result<Drawn, DrawError>>,
+    is_timed: bool,
     /// The step that `forward` makes of a batch.
     step: Step,
 }
@@ -59,6 +61,8 @@ struct Flight {
     /// Of each draw: whether its log probabilities are wanted.
     wants_scores: Vec<bool>,
     num_logits: usize,
+    /// Its begin and its end on the device.
+    times: Option<(Event, Event)>,
 }
 
 impl<T: Activation, C: KvElement> CudaModel<T, C> {
@@ -89,6 +93,7 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             in_flight: VecDeque::new(),
             num_last_draws: 0,
             draws: Vec::new(),
+            is_timed: false,
             step: Step::default(),
         })
     }
@@ -256,7 +261,14 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
         if self.stages[stage].logits.len() < num_logits * vocab {
             self.stages[stage].logits = self.decoder.gpu.pinned(num_logits * vocab)?;
         }
+        let event = |is_timed: bool, gpu: &Gpu| -> Result<Option<Event>, CudaError> {
+            let event = if is_timed { Some(Event::new(gpu)?) } else { None };
+            event.as_ref().map_or(Ok(()), Event::record)?;
+            Ok(event)
+        };
+        let begin = event(self.is_timed, &self.decoder.gpu)?;
         self.queue(step, stage)?;
+        let times = begin.zip(event(self.is_timed, &self.decoder.gpu)?);
         let Stage { outcomes, logits, .. } = &mut self.stages[stage];
         if num_draws > 0 {
             self.decoder.outcomes.slice(..num_draws * DrawOutcome::WORDS).copy_to_pinned(outcomes)?;
@@ -265,7 +277,7 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             let rows = num_draws * vocab..(num_draws + num_logits) * vocab;
             self.decoder.space.logits.slice(rows).copy_to_pinned(logits)?;
         }
-        Ok(Flight { stage, wants_scores, num_logits })
+        Ok(Flight { stage, wants_scores, num_logits, times })
     }
 
     /// Waits for the oldest step.
@@ -285,7 +297,14 @@ impl<T: Activation, C: KvElement> CudaModel<T, C> {
             // Nothing was copied that could be waited for.
             self.decoder.gpu.synchronise().map_err(gpu)?;
         }
-        Ok(StepOutput { logits, draws: &self.draws })
+        let device_time = match flight.times {
+            Some((begin, end)) => {
+                end.wait().map_err(gpu)?;
+                Some(Duration::from_secs_f32(end.ms_since(&begin).map_err(gpu)? / 1e3))
+            }
+            None => None,
+        };
+        Ok(StepOutput { logits, draws: &self.draws, device_time })
     }
 }
 
@@ -328,6 +347,10 @@ impl<T: Activation, C: KvElement> DrawingModel for CudaModel<T, C> {
 
     fn collect(&mut self) -> Result<StepOutput<'_>, ForwardError> {
         self.receive()
+    }
+
+    fn time_steps(&mut self) {
+        self.is_timed = true;
     }
 }
 
