@@ -2,7 +2,7 @@
 """Writes a random-weight checkpoint with a real model's shape, for benchmarks: speed does not depend on what the weights say.
 
     python3 make_random.py --shape qwen3-0.6b --format bf16 --out /tmp/qwen3-bf16        # a folder in Hugging Face layout
-    python3 make_random.py --shape qwen3-0.6b --format q8_0 --out /tmp/qwen3-q8_0.gguf   # one GGUF file
+    python3 make_random.py --shape qwen3-0.6b --format q8_0 --out /tmp/qwen3-q8_0.gguf   # one GGUF file, as every --out *.gguf
 
 Needs numpy, tokenizers and gguf. The vocabulary is a byte-level BPE of 32,000 entries trained on the Python sources and licence
 texts that the machine has; the chat template is ChatML. Weights are drawn tensor by tensor, so memory stays small.
@@ -205,7 +205,7 @@ def main():
     arguments = parser.parse_args()
     shape, generator = SHAPES[arguments.shape], np.random.default_rng(arguments.seed)
     tokenizer = train_tokenizer()
-    if arguments.format == "bf16":
+    if arguments.format == "bf16" and arguments.out.suffix != ".gguf":
         write_folder(shape, tokenizer, arguments.out, generator)
     else:
         write_gguf(shape, tokenizer, arguments.out, generator, arguments.format)

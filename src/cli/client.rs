@@ -26,11 +26,22 @@ pub(super) struct Client {
 impl Client {
     /// A client for the server the options name, else the environment, else the one on this machine.
     pub(super) fn new(remote: &Remote, environment: &Environment) -> Result<Self> {
+        Self::with_idle_connections(remote, environment, usize::MAX)
+    }
+
+    /// One that makes a connection for every request: what a benchmark wants, so that a server which ends connections
+    /// while another request is on its way fails none.
+    pub(super) fn unpooled(remote: &Remote, environment: &Environment) -> Result<Self> {
+        Self::with_idle_connections(remote, environment, 0)
+    }
+
+    fn with_idle_connections(remote: &Remote, environment: &Environment, most: usize) -> Result<Self> {
         // Fails only when a provider is installed already, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(5))
             .tcp_nodelay(true)
+            .pool_max_idle_per_host(most)
             .build()
             .context("cannot prepare an HTTP client")?;
         let base = remote.url.clone().or_else(|| environment.url.clone()).unwrap_or_else(|| DEFAULT_URL.into());

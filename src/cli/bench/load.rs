@@ -24,7 +24,7 @@ use super::report::{Report, Sample, Spread};
 /// # Errors
 /// No server or model, or every request failed.
 pub(in crate::cli) async fn run(args: &BenchArgs, environment: &Environment) -> Result<()> {
-    let client = Client::new(&args.remote, environment)?;
+    let client = Client::unpooled(&args.remote, environment)?;
     let model = pick_model(&client, args.model.as_deref()).await?;
     let prompts = Prompts { seed: args.seed, same_prefix: args.same_prefix as usize, words: 1 };
     let mut asker = Asker { client, model, output_tokens: args.output_tokens, prompts };
