@@ -35,6 +35,7 @@ mod policy_replay;
 mod process;
 mod reconciliation;
 mod source_text;
+mod speculation;
 mod store_contract;
 mod support;
 mod tidy;

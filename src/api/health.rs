@@ -100,6 +100,9 @@ fn reading(model: &ServedModel) -> EngineReading {
         prompt_tokens: totals.prompt_tokens,
         cached_tokens: totals.cached_tokens,
         completion_tokens: totals.completion_tokens,
+        drafts: totals.drafts,
+        draft_tokens: totals.draft_tokens,
+        accepted_tokens: totals.accepted_tokens,
         preemptions: totals.preemptions,
         is_healthy: model.is_healthy(),
     }

@@ -101,6 +101,8 @@ pub struct RawEngine {
     pub park_timeout: Option<Span>,
     /// Whether prompts reuse computed prefixes.
     pub prefix_cache: Option<bool>,
+    /// Whether tokens are guessed ahead: `auto` or `off`.
+    pub speculation: Option<String>,
     /// Where models compute.
     pub device: Option<String>,
     /// Whether a GPU computes a row alike whatever else is in its step.

@@ -111,6 +111,8 @@ pub const KEYS: &[Key] = &[
         .about("How long a request at the end of its allowance keeps its place while a limit refills."),
     key("engine", "prefix_cache", "true or false", "true", "true")
         .about("Reuse the computed beginning of a prompt for the same user. Off only to measure."),
+    key("engine", "speculation", "auto or off", "auto", "\"auto\"")
+        .about("On the CPU, guess tokens from what the text said before and compute several in one step, where that is measured to be faster. Answers are the same, to the bit; rejected guesses are never charged. `off` only to measure."),
     key("engine", "device", "auto, cpu or cuda:N", "auto", "\"auto\"")
         .about("Where models compute. `auto` takes the first NVIDIA GPU that can be used and has room for the model, else the CPU, and says why. A GPU that is named must be there. Needs a build with the feature `cuda`."),
     key("engine", "deterministic", "true or false", "false", "false")

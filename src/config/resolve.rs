@@ -410,6 +410,12 @@ impl Place<'_> {
             queue_timeout: wait("queue_timeout", raw.queue_timeout.map_or(usual.queue_timeout, |span| span.0))?,
             park_timeout: wait("park_timeout", raw.park_timeout.map_or(usual.park_timeout, |span| span.0))?,
             prefix_cache: raw.prefix_cache.unwrap_or(usual.prefix_cache),
+            speculation: match raw.speculation.as_deref() {
+                None => usual.speculation,
+                Some("auto") => true,
+                Some("off") => false,
+                Some(_) => return Err(self.wrong("engine", 0, "speculation", "it is `auto` or `off`")),
+            },
             ..usual
         })
     }

@@ -71,6 +71,7 @@ fn effective(settings: &Settings) -> RawConfig {
             queue_timeout: Some(Span(engine.queue_timeout)),
             park_timeout: Some(Span(engine.park_timeout)),
             prefix_cache: Some(engine.prefix_cache),
+            speculation: Some(if engine.speculation { "auto" } else { "off" }.to_owned()),
             device: Some(settings.device.to_string()),
             deterministic: Some(settings.deterministic),
         },

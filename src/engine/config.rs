@@ -35,6 +35,9 @@ pub struct Config {
     /// Launch a step before the one ahead of it is read, where the model draws by itself. Default on; answers are the same
     /// without, and come slower.
     pub run_ahead: bool,
+    /// Compute guessed tokens along with the known ones and keep those that turn out right, where that is faster. Default on;
+    /// answers are the same without. A model that draws by itself has no use for it.
+    pub speculation: bool,
     /// Age of the last heartbeat from which the engine counts as stuck. Default 60 s: longer than the longest step of
     /// a large model on a small machine.
     pub stuck_after: Duration,
@@ -54,6 +57,7 @@ impl Default for Config {
             shared_prefixes: Vec::new(),
             revision: String::new(),
             run_ahead: true,
+            speculation: true,
             stuck_after: Duration::from_secs(60),
         }
     }

@@ -40,7 +40,7 @@ impl Desk<'_> {
         self.totals.prompt_tokens += u64::from(generation.count_prompt(computed));
         self.score_prompt(item, rows, answer, generation)?;
         if generation.has_started {
-            return if item.draws > 0 { self.draw(item.id, rows, answer, generation) } else { Ok(()) };
+            return if item.draws > 0 { self.draw_run(item, rows, answer, generation) } else { Ok(()) };
         }
         if computed < generation.prompt_len {
             return Ok(());
@@ -54,7 +54,7 @@ impl Desk<'_> {
         for choice in 0..u32::try_from(generation.choices.len()).expect("choices are counted in 32 bits") {
             let id = SequenceId { choice, ..item.id };
             if choice < item.draws {
-                self.draw(id, rows, answer, generation)?;
+                self.draw(id, rows, 0, answer, generation)?;
             } else {
                 // The allowance did not reach this far: the row is computed again when there is more.
                 self.scheduler.roll_back(id);
@@ -63,20 +63,47 @@ impl Desk<'_> {
         Ok(())
     }
 
-    /// Takes the next token of a choice: the model's own draw, or one of ours from its logits.
-    fn draw(
+    /// Takes the next tokens of a choice: one, and after each guess that it turns out to be one more. A row behind a guess is
+    /// the row that a step of its own would have computed, so the tokens are the same as without guesses.
+    fn draw_run(
         &mut self,
-        id: SequenceId,
+        item: &Item,
         rows: &ItemRows,
         answer: &Answer<'_>,
         generation: &mut Generation,
     ) -> Result<(), DrawError> {
+        let mut accepted = 0;
+        loop {
+            let token = self.draw(item.id, rows, accepted, answer, generation)?;
+            let Some(sequence) = self.scheduler.sequence(item.id) else { break };
+            if accepted == item.drafts || sequence.guesser.tokens()[accepted] != token {
+                break;
+            }
+            accepted += 1;
+        }
+        self.scheduler.accept(item.id, accepted);
+        self.totals.drafts += u64::from(item.drafts > 0);
+        self.totals.draft_tokens += item.drafts as u64;
+        self.totals.accepted_tokens += accepted as u64;
+        Ok(())
+    }
+
+    /// Takes the next token of a choice: the model's own draw, or one of ours from its logits, so many rows behind the first.
+    fn draw(
+        &mut self,
+        id: SequenceId,
+        rows: &ItemRows,
+        offset: usize,
+        answer: &Answer<'_>,
+        generation: &mut Generation,
+    ) -> Result<u32, DrawError> {
         let drawn = match rows.draw {
             Some(draw) => answer.drawn(draw)?,
-            None => self.draw_from(id, answer.row(rows.draw_row()), generation)?,
+            None => self.draw_from(id, answer.row(rows.draw_row() + offset), generation)?,
         };
+        let token = drawn.token;
         self.take(id, drawn, generation);
-        Ok(())
+        Ok(token)
     }
 
     fn draw_from(&mut self, id: SequenceId, logits: &[f32], generation: &Generation) -> Result<Drawn, DrawError> {

@@ -28,6 +28,8 @@ pub struct FakeOptions {
     pub max_output_rows: usize,
     /// Logit of the end token; letters have -2 to 6. Minus infinity: answers never end by themselves.
     pub end_logit: f32,
+    /// Added to the logit of the token that stands [`FakeModel::ECHO`] places back: from some 5 on, texts repeat themselves.
+    pub echo_logit: f32,
     /// Time that every step takes at least.
     pub step_delay: Duration,
     /// Time that each output row adds.
@@ -72,6 +74,7 @@ impl Default for FakeOptions {
             max_step_tokens: 512,
             max_output_rows: 64,
             end_logit: 3.0,
+            echo_logit: 0.0,
             step_delay: Duration::ZERO,
             row_delay: Duration::ZERO,
             prompt_token_delay: Duration::ZERO,
@@ -119,6 +122,8 @@ impl FakeModel {
     pub const ERROR_TOKEN: u32 = 271;
     /// Anywhere in a batch it makes the forward pass panic.
     pub const PANIC_TOKEN: u32 = 272;
+    /// How far back the token is whose logit [`FakeOptions::echo_logit`] raises.
+    pub const ECHO: usize = 9;
     /// Rows of logits; more than the tokenizer has tokens, as in real models.
     pub const VOCAB_SIZE: usize = 288;
 
@@ -157,10 +162,11 @@ impl FakeModel {
     }
 
     /// The logits after a context, computed without any cache: what the model must give when all books are right.
-    pub fn logits_after(context: &[u32], end_logit: f32) -> Vec<f32> {
+    pub fn logits_after(context: &[u32], options: &FakeOptions) -> Vec<f32> {
         let cells = (0..).zip(context).map(|(position, &token)| Some((token, position)));
         let mut logits = Vec::new();
-        append_logits(context_hash(cells), context.last().copied(), end_logit, &mut logits);
+        let echo = context.len().checked_sub(Self::ECHO).map(|at| context[at]);
+        append_logits(context_hash(cells), [context.last().copied(), echo], options, &mut logits);
         logits
     }
 
@@ -285,7 +291,11 @@ impl FakeModel {
             let position = batch.positions[row as usize];
             let cells = (0..=position).map(|position| self.cell(span, &batch.tables, position));
             let last = batch.tokens[row as usize];
-            append_logits(context_hash(cells), Some(last), self.options.end_logit, &mut logits);
+            let echo = (position as usize + 1)
+                .checked_sub(Self::ECHO)
+                .and_then(|at| self.cell(span, &batch.tables, u32::try_from(at).expect("a position is 32 bits wide")));
+            let ends = [Some(last), echo.map(|(token, _)| token)];
+            append_logits(context_hash(cells), ends, &self.options, &mut logits);
         }
         self.logits = logits;
         Ok(())
@@ -313,21 +323,26 @@ fn context_hash(cells: impl Iterator<Item = Cell>) -> u64 {
     })
 }
 
-fn append_logits(hash: u64, last: Option<u32>, end_logit: f32, logits: &mut Vec<f32>) {
+/// The logits of a context with that hash, that last token, and that token some places back.
+fn append_logits(hash: u64, [last, echo]: [Option<u32>; 2], options: &FakeOptions, logits: &mut Vec<f32>) {
     if last == Some(FakeModel::NAN_TOKEN) {
         logits.extend([f32::NAN; FakeModel::VOCAB_SIZE]);
         return;
     }
     for token in 0..FakeModel::VOCAB_SIZE as u32 {
         let noise = (mix(hash ^ u64::from(token) << 32) >> 40) as f32 / (1_u32 << 24) as f32 * 8.0;
-        logits.push(match token {
-            FakeModel::END_TOKEN => end_logit,
-            // Space and small letters are likely; bytes of longer characters come up now and then.
-            0x20 | 0x61..=0x7a => noise - 2.0,
-            0xc3 | 0xa4..=0xbc => noise - 4.0,
-            0..=255 => noise - 7.0,
-            _ => f32::NEG_INFINITY,
-        });
+        let echoed = if echo == Some(token) { options.echo_logit } else { 0.0 };
+        logits.push(
+            echoed
+                + match token {
+                    FakeModel::END_TOKEN => options.end_logit,
+                    // Space and small letters are likely; bytes of longer characters come up now and then.
+                    0x20 | 0x61..=0x7a => noise - 2.0,
+                    0xc3 | 0xa4..=0xbc => noise - 4.0,
+                    0..=255 => noise - 7.0,
+                    _ => f32::NEG_INFINITY,
+                },
+        );
     }
 }
 
@@ -396,10 +411,10 @@ mod tests {
             tables: vec![0],
             output_rows: vec![2],
         };
-        assert_eq!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], 3.0));
+        assert_eq!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], &FakeOptions::default()));
         batch.tables = vec![1];
-        assert_ne!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], 3.0));
+        assert_ne!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], &FakeOptions::default()));
         model.copy_block(0, 1);
-        assert_eq!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], 3.0));
+        assert_eq!(model.forward(&batch).unwrap(), FakeModel::logits_after(&[5, 6, 7], &FakeOptions::default()));
     }
 }

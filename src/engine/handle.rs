@@ -90,6 +90,12 @@ pub struct EngineTotals {
     pub completion_tokens: u64,
     /// Tokens put through the model, recomputed ones included.
     pub computed_tokens: u64,
+    /// Guesses of several tokens at once that were computed.
+    pub drafts: u64,
+    /// Guessed tokens that were computed.
+    pub draft_tokens: u64,
+    /// Guessed tokens that were appended.
+    pub accepted_tokens: u64,
     /// Sequences that lost their blocks and were computed again.
     pub preemptions: u64,
     /// Requests that ended with `Done`.
@@ -108,6 +114,9 @@ impl EngineTotals {
             cached_tokens: self.cached_tokens + past.cached_tokens,
             completion_tokens: self.completion_tokens + past.completion_tokens,
             computed_tokens: self.computed_tokens + past.computed_tokens,
+            drafts: self.drafts + past.drafts,
+            draft_tokens: self.draft_tokens + past.draft_tokens,
+            accepted_tokens: self.accepted_tokens + past.accepted_tokens,
             preemptions: self.preemptions + past.preemptions,
             requests_done: self.requests_done + past.requests_done,
             requests_failed: self.requests_failed + past.requests_failed,

@@ -1,6 +1,6 @@
 //! Runs one model for many requests at once: continuous batching, paged cache, sampling, one thread a model.
 //!
-//! Pure parts, tested without a model or a thread: `scheduler`, `fairness`, `blocks`, `prefix_cache`, `sampler`, `pace`.
+//! Pure parts, tested without a model or a thread: `scheduler`, `fairness`, `blocks`, `prefix_cache`, `sampler`, `guess`, `pace`.
 //! `stepper` puts them together, `worker` gives them a thread and a clock, `handle` is what the rest of the server holds.
 
 mod asking;
@@ -11,6 +11,7 @@ mod fairness;
 pub mod fake;
 mod figures;
 mod generation;
+mod guess;
 mod handle;
 mod inbox;
 mod mailbox;

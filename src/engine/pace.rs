@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Share of the past that each new measurement replaces.
 const FRESHNESS: f64 = 0.1;
+/// Steps with guesses, one after the other, before one without: what guesses cost is the difference.
+const MAX_DRAFTED_STEPS: u32 = 31;
 
 /// Measured cost of steps: a line over the number of decode rows, and a price for each prompt token beside them.
 ///
@@ -13,6 +15,9 @@ const FRESHNESS: f64 = 0.1;
 pub(crate) struct Pace {
     decode: Line,
     prefill_ms_per_token: Option<f64>,
+    draft_ms_per_row: Option<f64>,
+    /// Steps with guesses since one without.
+    drafted_steps: u32,
     /// Completion tokens and requests finished a second, for the estimate that a refused caller gets.
     ms_per_request: Option<f64>,
 }
@@ -28,9 +33,17 @@ struct Line {
 }
 
 impl Pace {
-    /// Takes in one step: sequences that computed one token, tokens of longer chunks, and its duration.
-    pub(crate) fn observe(&mut self, decode_rows: usize, prefill_tokens: usize, took: Duration) {
+    /// Takes in one step: sequences that computed one token, guesses beside them, tokens of longer chunks, and its duration.
+    pub(crate) fn observe(&mut self, decode_rows: usize, draft_rows: usize, prefill_tokens: usize, took: Duration) {
         let took_ms = took.as_secs_f64() * 1e3;
+        if draft_rows > 0 {
+            self.drafted_steps += 1;
+            let price = (took_ms - self.decode_ms(decode_rows)).max(0.0) / draft_rows as f64;
+            let old = self.draft_ms_per_row.unwrap_or(price);
+            self.draft_ms_per_row = Some(old + FRESHNESS * (price - old));
+            return;
+        }
+        self.drafted_steps = 0;
         if prefill_tokens == 0 {
             self.decode.add(decode_rows as f64, took_ms);
             return;
@@ -51,6 +64,17 @@ impl Pace {
         let fits = (spare_ms / price).max(0.0);
         // The cast saturates, and a machine that fast is bounded by the ceiling.
         (fits as usize).clamp(floor.min(ceiling), ceiling)
+    }
+
+    /// What a guess costs beside so many decode rows, as a share of their step; nothing before it was measured, and too much
+    /// when it is time to measure a step without any.
+    pub(crate) fn draft_cost(&self, decode_rows: usize) -> f64 {
+        if self.drafted_steps >= MAX_DRAFTED_STEPS {
+            return f64::INFINITY;
+        }
+        let price = self.draft_ms_per_row.unwrap_or(0.0);
+        let step = self.decode_ms(decode_rows);
+        if step > 0.0 { price / step } else { f64::INFINITY }
     }
 
     /// Takes in that a request was finished `since_last` after the one before.
@@ -110,9 +134,9 @@ mod tests {
         assert_eq!(pace.prefill_tokens(4, STEP, 16, 512), 16);
         for round in 0..60 {
             let rows = 1 + round % 8;
-            pace.observe(rows, 0, machine(rows, 0));
+            pace.observe(rows, 0, 0, machine(rows, 0));
             let tokens = pace.prefill_tokens(rows, STEP, 16, 512);
-            pace.observe(rows, tokens, machine(rows, tokens));
+            pace.observe(rows, 0, tokens, machine(rows, tokens));
         }
         for rows in [1, 4, 8, 20] {
             let tokens = pace.prefill_tokens(rows, STEP, 16, 512);
@@ -124,11 +148,11 @@ mod tests {
     #[test]
     fn a_machine_that_is_too_slow_still_gets_the_floor_and_a_fast_one_the_ceiling() {
         let mut slow = Pace::default();
-        slow.observe(2, 0, Duration::from_millis(90));
-        slow.observe(2, 16, Duration::from_millis(200));
+        slow.observe(2, 0, 0, Duration::from_millis(90));
+        slow.observe(2, 0, 16, Duration::from_millis(200));
         assert_eq!(slow.prefill_tokens(2, STEP, 16, 512), 16);
         let mut fast = Pace::default();
-        fast.observe(2, 16, Duration::from_micros(10));
+        fast.observe(2, 0, 16, Duration::from_micros(10));
         assert_eq!(fast.prefill_tokens(2, STEP, 16, 512), 512);
         assert_eq!(fast.prefill_tokens(2, STEP, 16, 8), 8);
     }

@@ -40,7 +40,7 @@ pub(crate) struct Flight {
 }
 
 /// Where an item's rows are in the answer: among the logits first the ones that score prompt tokens, then the one that
-/// tokens are drawn from; or a token among those that the model drew.
+/// tokens are drawn from, then one for each guess; or a token among those that the model drew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ItemRows {
     /// Prompt positions scored.
@@ -161,14 +161,15 @@ impl Runner {
             num_logits += scored.len();
             let mut draw = None;
             if item.draws > 0 {
-                outputs.push(narrow(start + item.count - 1));
+                let last = start + item.count - 1;
+                outputs.extend((last..=last + item.drafts).map(narrow));
                 if self.draws_itself && !item.needs_host {
                     draw = Some(num_draws);
                     num_draws += 1;
                     self.add_draw(item, sequence, wishes);
                 } else {
-                    num_logits += 1;
-                    self.step.outputs.push(Output::Logits);
+                    num_logits += 1 + item.drafts;
+                    self.step.outputs.extend((0..=item.drafts).map(|_| Output::Logits));
                 }
             }
             rows.push(ItemRows { scored, first_row, draw });
@@ -179,14 +180,16 @@ impl Runner {
     /// Adds an item's tokens, their places in the cache and the span that they make.
     fn add_tokens(&mut self, item: &Item, sequence: &Sequence) {
         let batch = &mut self.step.batch;
-        let (start, end) = (batch.tokens.len(), item.first + item.count);
-        let known = end.min(sequence.known.len());
+        let (start, end) = (batch.tokens.len(), item.first + item.count + item.drafts);
+        let most = item.first + item.count;
+        let known = most.min(sequence.known.len());
         batch.tokens.extend(&sequence.known[item.first.min(known)..known]);
-        for _ in item.first.max(known)..end {
+        for _ in item.first.max(known)..most {
             let draw = self.last_draws[&item.id];
             self.step.pending.push(PendingToken { row: narrow(batch.tokens.len()), draw });
             batch.tokens.push(0);
         }
+        batch.tokens.extend(&sequence.guesser.tokens()[..item.drafts]);
         batch.positions.extend((item.first..end).map(narrow));
         let slot = |position: usize| {
             sequence.table[position / BLOCK_TOKENS] * narrow(BLOCK_TOKENS) + narrow(position % BLOCK_TOKENS)
@@ -195,7 +198,7 @@ impl Runner {
         let blocks = end.div_ceil(BLOCK_TOKENS);
         batch.sequences.push(SequenceSpan {
             query_start: narrow(start),
-            query_len: narrow(item.count),
+            query_len: narrow(item.count + item.drafts),
             context_len: narrow(end),
             table_start: narrow(batch.tables.len()),
             table_len: narrow(blocks),

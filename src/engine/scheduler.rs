@@ -13,6 +13,8 @@ use super::sequence::{Sequence, SequenceId};
 
 #[path = "admission.rs"]
 mod admission;
+#[path = "drafting.rs"]
+mod drafting;
 
 /// While a prompt is computed, the work of lower bands beside it is one token for this many of its own: readers there go
 /// on, and the prompt takes at most a quarter longer than alone.
@@ -53,6 +55,8 @@ pub(crate) struct Item {
     pub(crate) count: usize,
     /// Completion tokens drawn from the last row: one, or one a choice when the prompt ends here, or none.
     pub(crate) draws: u32,
+    /// Guessed tokens computed behind those, each with a row of its own to be verified by.
+    pub(crate) drafts: usize,
     /// Whether its output rows concern the host: to score a prompt, or to draw the first tokens of several choices. Other
     /// tokens may be drawn by the model itself.
     pub(crate) needs_host: bool,
@@ -449,7 +453,8 @@ impl Scheduler {
         room.rows -= scores + usize::from(draws > 0);
         *room.drawn.entry(rank.id.request).or_default() += u64::from(draws);
         room.planned.insert(rank.id);
-        plan.items.push(Item { id: rank.id, first, count, draws, needs_host: scores > 0 || is_shared });
+        let needs_host = scores > 0 || is_shared;
+        plan.items.push(Item { id: rank.id, first, count, draws, drafts: 0, needs_host });
     }
 
     /// How many tokens of a sequence the step has room for, and how many draws follow from its last row.

@@ -2,6 +2,7 @@
 
 use millgate_models::BLOCK_TOKENS;
 
+use super::guess::Guesser;
 use super::prefix_cache::BlockHash;
 
 /// Names a sequence: its request's serial number and its choice.
@@ -48,6 +49,8 @@ pub(crate) struct Sequence {
     pub(crate) pledged: usize,
     /// Whether the prompt was computed and every choice has a sequence of its own.
     pub(crate) has_forked: bool,
+    /// What may follow.
+    pub(crate) guesser: Guesser,
 }
 
 impl Sequence {
@@ -69,6 +72,7 @@ impl Sequence {
             paid_prompt: 0,
             pledged: 0,
             has_forked: false,
+            guesser: Guesser::default(),
         }
     }
 

@@ -46,8 +46,8 @@ pub(crate) struct Stepper {
 /// What came of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Sequences that computed one token, and tokens of longer chunks.
-    Worked { decode_rows: usize, prefill_tokens: usize },
+    /// Sequences that computed one token, guesses computed with them, and tokens of longer chunks.
+    Worked { decode_rows: usize, draft_rows: usize, prefill_tokens: usize },
     /// Nothing could be computed; something may by this time, if any.
     Idle { until: Option<Instant> },
 }
@@ -149,7 +149,11 @@ impl Stepper {
     pub(crate) fn step(&mut self, now: Instant) -> Step {
         let (max_step, floor) = (self.config.max_step, self.config.min_prefill_tokens);
         let pace = &self.pace;
-        let plan = self.scheduler.plan(|rows| pace.prefill_tokens(rows, max_step, floor, usize::MAX));
+        let mut plan = self.scheduler.plan(|rows| pace.prefill_tokens(rows, max_step, floor, usize::MAX));
+        if self.config.speculation && !self.runner.can_run_ahead() {
+            let row_cost = pace.draft_cost(plan.items.len());
+            self.scheduler.draft(&mut plan, row_cost);
+        }
         for &(id, cached) in &plan.admitted {
             self.book_admission(id, cached, now);
         }
@@ -157,7 +161,7 @@ impl Stepper {
         let is_launched = has_work && self.launch(plan, now);
         let may_stay = usize::from(is_launched && self.config.run_ahead && self.runner.can_run_ahead());
         let mut step = match has_work || self.runner.in_flight() > 0 {
-            true => Step::Worked { decode_rows: 0, prefill_tokens: 0 },
+            true => Step::Worked { decode_rows: 0, draft_rows: 0, prefill_tokens: 0 },
             false => Step::Idle { until: self.next_deadline() },
         };
         while self.runner.in_flight() > may_stay {
@@ -189,7 +193,7 @@ impl Stepper {
             Ok(answer) => answer,
             Err(failure) => {
                 self.fail_step(items, &failure, now);
-                return Step::Worked { decode_rows: 0, prefill_tokens: 0 };
+                return Step::Worked { decode_rows: 0, draft_rows: 0, prefill_tokens: 0 };
             }
         };
         self.failed_steps = 0;
@@ -214,17 +218,19 @@ impl Stepper {
         self.totals.steps += 1;
         let decode_rows = items.iter().filter(|item| item.count == 1).count();
         let all: usize = items.iter().map(|item| item.count).sum();
-        self.totals.computed_tokens += all as u64;
-        Step::Worked { decode_rows, prefill_tokens: all - decode_rows }
+        let draft_rows: usize = items.iter().map(|item| item.drafts).sum();
+        self.totals.computed_tokens += (all + draft_rows) as u64;
+        Step::Worked { decode_rows, draft_rows, prefill_tokens: all - decode_rows }
     }
 
     /// Takes in how long a step took, for the pace and the figures.
     pub(crate) fn observe(&mut self, step: Step, took: std::time::Duration) {
-        if let Step::Worked { decode_rows, prefill_tokens } = step {
+        if let Step::Worked { decode_rows, draft_rows, prefill_tokens } = step {
             self.totals.step_time += took;
-            if decode_rows + prefill_tokens > 0 {
-                self.pace.observe(decode_rows, prefill_tokens, took);
-                self.inbox.figures().step_tokens().observe((decode_rows + prefill_tokens) as f64);
+            let tokens = decode_rows + draft_rows + prefill_tokens;
+            if tokens > 0 {
+                self.pace.observe(decode_rows, draft_rows, prefill_tokens, took);
+                self.inbox.figures().step_tokens().observe(tokens as f64);
             }
         }
         self.publish();

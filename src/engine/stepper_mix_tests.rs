@@ -34,9 +34,13 @@ proptest! {
         prefix_cache in any::<bool>(),
         reads_every in 1_usize..6,
         (draws, run_ahead) in prop::sample::select(vec![(false, true), (true, false), (true, true), (true, true)]),
+        echo_logit in prop::sample::select(vec![0.0_f32, 6.0, 20.0]),
+        speculation in prop::bool::weighted(0.8),
     ) {
-        let options = FakeOptions { num_blocks, max_step_tokens, max_output_rows, draws, ..FakeOptions::default() };
-        let mut rig = Rig::new(options.clone(), Config { prefix_cache, run_ahead, ..Config::default() });
+        let options = FakeOptions {
+            num_blocks, max_step_tokens, max_output_rows, draws, echo_logit, ..FakeOptions::default()
+        };
+        let mut rig = Rig::new(options.clone(), Config { prefix_cache, run_ahead, speculation, ..Config::default() });
         let mut waiting: Vec<_> = asks.into_iter().map(|(settings, family, len, arrival, priority, manner)| {
             let prompt = long_prompt(family, len).bytes().map(u32::from).collect();
             let allowance = match manner {
@@ -102,6 +106,8 @@ proptest! {
         prop_assert_eq!(rig.stepper.scheduler.block_counts().owned, 0);
         let sampled: u64 = readers.iter().map(|(reader, ..)| u64::from(reader.usage().completion_tokens)).sum();
         prop_assert_eq!(rig.stepper.totals.completion_tokens, sampled);
+        prop_assert!(rig.stepper.totals.accepted_tokens <= rig.stepper.totals.draft_tokens);
+        prop_assert!(speculation && !draws || rig.stepper.totals.drafts == 0);
         let prompts: u64 = readers.iter().map(|(reader, ..)| u64::from(reader.usage().prompt_tokens)).sum();
         prop_assert_eq!(rig.stepper.totals.prompt_tokens, prompts);
     }

@@ -140,7 +140,7 @@ fn oracle(request: &Request, options: &FakeOptions) -> Vec<Answer> {
             if sampled == max_tokens {
                 break FinishReason::Length;
             }
-            let logits = FakeModel::logits_after(&known, options.end_logit);
+            let logits = FakeModel::logits_after(&known, options);
             let may_end = sampled >= request.min_tokens as usize || request.ignore_eos;
             let (prompt, output) = known.split_at(request.prompt.len());
             let forbidden: &[u32] = if may_end { &[] } else { &text.end_tokens };
@@ -456,7 +456,7 @@ fn prompt_log_probabilities_are_the_models_own_and_do_not_depend_on_chunks_or_th
         assert_eq!(scores[0], None);
         for (position, score) in scores.iter().enumerate().skip(1) {
             let score = score.as_ref().unwrap();
-            let logits = FakeModel::logits_after(&reader.request.prompt[..position], options.end_logit);
+            let logits = FakeModel::logits_after(&reader.request.prompt[..position], &options);
             let token = reader.request.prompt[position];
             let exact = Sampler::default().score(&logits, token, 2).unwrap();
             assert_eq!((score.token, score.logprob), (token, exact.logprob));
@@ -510,5 +510,7 @@ fn a_request_that_waits_too_long_for_its_start_is_told() {
 
 #[path = "stepper_ahead_tests.rs"]
 mod ahead;
+#[path = "stepper_draft_tests.rs"]
+mod draft;
 #[path = "stepper_mix_tests.rs"]
 mod mix;

@@ -129,6 +129,12 @@ pub struct EngineReading {
     pub cached_tokens: u64,
     /// Completion tokens so far.
     pub completion_tokens: u64,
+    /// Times that tokens were guessed and computed so far.
+    pub drafts: u64,
+    /// Guessed tokens computed so far.
+    pub draft_tokens: u64,
+    /// Guessed tokens that were right so far.
+    pub accepted_tokens: u64,
     /// Sequences set back and recomputed so far.
     pub preemptions: u64,
     /// Whether the engine's heartbeat is fresh.
@@ -482,11 +488,14 @@ fn picker_gauges(page: &mut Page, engines: &[EngineReading]) {
 
 fn engine_counters(page: &mut Page, engines: &[EngineReading]) {
     type Part = fn(&EngineReading) -> u64;
-    let families: [(&'static str, &str, Part); 5] = [
+    let families: [(&'static str, &str, Part); 8] = [
         ("vllm:prompt_tokens", "Prompt tokens processed", |engine| engine.prompt_tokens),
         ("vllm:generation_tokens", "Completion tokens generated", |engine| engine.completion_tokens),
         ("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache", |engine| engine.prompt_tokens),
         ("vllm:prefix_cache_hits", "Prompt tokens found in the cache", |engine| engine.cached_tokens),
+        ("vllm:spec_decode_num_drafts", "Times that tokens were guessed ahead and computed", |engine| engine.drafts),
+        ("vllm:spec_decode_num_draft_tokens", "Guessed tokens computed", |engine| engine.draft_tokens),
+        ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right", |engine| engine.accepted_tokens),
         ("vllm:num_preemptions", "Sequences set back and recomputed", |engine| engine.preemptions),
     ];
     for (name, help, part) in families {
