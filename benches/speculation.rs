@@ -13,7 +13,7 @@ use millgate::engine::{
     self, CacheSalt, Config, EngineHandle, EngineTotals, Event, FlowId, Request, RequestId, SamplingParams,
 };
 use millgate_kernels::Pool;
-use millgate_models::{Checkpoint, Device, KvDtypeChoice, LoadOptions, Silent, Source};
+use millgate_models::{Checkpoint, Device, GpuReserve, KvDtypeChoice, LoadOptions, Silent, Source};
 use uuid::Uuid;
 
 /// Completion tokens of an answer.
@@ -83,6 +83,7 @@ fn start(source: &Source, pool: &Arc<Pool>, speculation: bool) -> anyhow::Result
         max_output_rows: ROWS,
         kv_dtype: KvDtypeChoice::Auto,
         context_window: None,
+        reserve: GpuReserve::default(),
     };
     let model = checkpoint.load(&options, &Silent)?;
     Ok(engine::spawn("bench", model, text, Config { speculation, prefix_cache: false, ..Config::default() })?)

@@ -36,7 +36,9 @@ impl Arm {
         Ok(match self {
             Self::Millgate { threads } => {
                 let config = folder.join("millgate.toml");
-                fs::write(&config, format!("[cpu]\nthreads = {threads}\n")).context("write the configuration")?;
+                // Random weights repeat themselves, which makes guessing ahead look better than it is on text.
+                let text = format!("[cpu]\nthreads = {threads}\n[engine]\nspeculation = \"off\"\n");
+                fs::write(&config, text).context("write the configuration")?;
                 let mut command = Command::new(env!("CARGO_BIN_EXE_millgate"));
                 command.arg("serve").arg("--config").arg(config);
                 command.arg("--listen").arg(format!("127.0.0.1:{port}"));
