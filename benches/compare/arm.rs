@@ -107,14 +107,6 @@ impl Serving {
         Ok(self.started.elapsed())
     }
 
-    /// Waits until it serves.
-    ///
-    /// # Errors
-    /// It does not in two minutes.
-    pub(crate) async fn ready(&self) -> Result<()> {
-        self.first_token().await.map(drop)
-    }
-
     /// Puts the work on it.
     ///
     /// # Errors

@@ -36,8 +36,8 @@ struct Args {
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Rounds of each row; the table shows medians
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Only the rows whose name begins with one of these: decode, prefill, shared, start, memory
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
@@ -75,7 +75,7 @@ async fn main() -> Result<()> {
         let mut outcome = Outcome { row: *row, ours: Vec::new(), rival: Vec::new() };
         for round in 0..args.rounds {
             for turn in 0..2 {
-                let arm = &arms[(round + turn) % 2];
+                let arm = &arms[(round as usize + turn) % 2];
                 let value =
                     measure(arm, &args, row).await.with_context(|| format!("{} on {}", row.name, arm.name()))?;
                 eprintln!("{} round {}: {} {value:.1} {}", row.name, round + 1, arm.name(), row.unit);
@@ -95,21 +95,15 @@ async fn main() -> Result<()> {
 /// One cell: a fresh server, asked once as the row says.
 async fn measure(arm: &Arm, args: &Args, row: &Row) -> Result<f64> {
     let serving = Serving::start(arm, &args.model, &row.work).await?;
+    let first_token = serving.first_token().await?;
     let value = match row.measure {
-        Measure::Start => serving.first_token().await?.as_secs_f64() * 1000.0,
-        Measure::LoadedMemory => {
-            serving.first_token().await?;
-            serving.resident_mb()?
-        }
+        Measure::Start => first_token.as_secs_f64() * 1000.0,
+        Measure::LoadedMemory => serving.resident_mb()?,
         Measure::Memory => {
-            serving.ready().await?;
             serving.bench(&row.work)?;
             serving.resident_mb()?
         }
-        Measure::Report(figure) => {
-            serving.ready().await?;
-            figure(&serving.bench(&row.work)?)
-        }
+        Measure::Report(figure) => figure(&serving.bench(&row.work)?),
     };
     serving.stop()?;
     Ok(value)

@@ -184,18 +184,8 @@ fn list(gauges: &[Gauge], figures: impl Fn(&mut String, &Gauge)) -> String {
 }
 
 /// Adds a number, without the machinery of formatting: an answer has some twenty of them.
-fn push_number(text: &mut String, mut number: u64) {
-    let mut digits = [0; 20];
-    let mut first = digits.len();
-    loop {
-        first -= 1;
-        digits[first] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    text.extend(digits[first..].iter().map(|digit| char::from(*digit)));
+fn push_number(text: &mut String, number: u64) {
+    text.push_str(itoa::Buffer::new().format(number));
 }
 
 #[cfg(test)]
