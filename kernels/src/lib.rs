@@ -27,6 +27,7 @@ mod linear;
 mod memory;
 mod norm;
 mod packed;
+mod panel_writer;
 mod panels;
 mod pool;
 pub mod quant;

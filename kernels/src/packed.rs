@@ -2,12 +2,17 @@
 
 use crate::error::{expect_below, expect_len};
 use crate::memory::HugeBuffer;
-use crate::panels::{panel_bytes, panel_rows, read_dense, read_run, write_panel};
-use crate::quant::RUN;
+use crate::panel_writer::write_panel;
+use crate::panels::{panel_bytes, panel_rows, read_dense, read_run};
+use crate::quant::{RUN, check, is_finite};
 use crate::{KernelError, WeightFormat};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// From this many bytes on, packing is shared among threads.
-const SHARE_FROM_BYTES: usize = 4 << 20;
+/// A thread gets at least this many bytes to pack.
+const SHARE_FROM_BYTES: usize = 1 << 20;
+/// Bytes a thread packs before it takes more.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// One matrix of several to be packed as one.
 #[derive(Debug, Clone, Copy)]
@@ -31,11 +36,10 @@ pub struct PackedMatrix {
 impl PackedMatrix {
     /// Packs a row-major matrix as found in safetensors files (dense) or GGUF files (blocks).
     ///
-    /// Values are not looked at: see [`crate::quant::check`] for scales that are no numbers.
-    ///
     /// # Errors
-    /// [`KernelError::Format`] when `cols` is no whole number of blocks, [`KernelError::Shape`] when `source` has
-    /// another length than the shape needs, [`KernelError::Alloc`] without memory.
+    /// [`KernelError::Format`] when `cols` is no whole number of blocks or [`crate::quant::check`] finds a value that is
+    /// no number, [`KernelError::Shape`] when `source` has another length than the shape needs, [`KernelError::Alloc`]
+    /// without memory.
     pub fn pack(format: WeightFormat, rows: usize, cols: usize, source: &[u8]) -> Result<Self, KernelError> {
         Self::stack(format, cols, &[PackedPart { rows, source }])
     }
@@ -61,8 +65,8 @@ impl PackedMatrix {
         let panel_bytes = panel_bytes(format, cols).ok_or(overflow.clone())?;
         let bytes = panel_bytes.checked_mul(rows.div_ceil(panel_rows(format))).ok_or(overflow)?;
         let mut data = HugeBuffer::zeroed(bytes)?;
-        if panel_bytes > 0 {
-            write_panels(format, &sources, panel_bytes, data.bytes_mut());
+        if panel_bytes > 0 && !write_panels(format, &sources, panel_bytes, data.bytes_mut()) {
+            parts.iter().try_for_each(|part| check(format, part.source))?;
         }
         Ok(Self { format, rows, cols, panel_bytes, data })
     }
@@ -121,21 +125,29 @@ impl PackedMatrix {
     }
 }
 
-fn write_panels(format: WeightFormat, sources: &[&[u8]], panel_bytes: usize, data: &mut [u8]) {
+/// Writes all panels, shared among threads; whether all values are finite.
+fn write_panels(format: WeightFormat, sources: &[&[u8]], panel_bytes: usize, data: &mut [u8]) -> bool {
     let rows = panel_rows(format);
-    let write = |panels: &mut [u8], sources: &[&[u8]]| {
-        for (panel, sources) in panels.chunks_exact_mut(panel_bytes).zip(sources.chunks(rows)) {
-            write_panel(format, panel, sources);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    let threads = threads.min(data.len().div_ceil(SHARE_FROM_BYTES));
+    let panels_a_piece = (PIECE_BYTES / panel_bytes).max(1);
+    let pieces = data.chunks_mut(panels_a_piece * panel_bytes).zip(sources.chunks(panels_a_piece * rows));
+    let (pieces, are_finite) = (Mutex::new(pieces), AtomicBool::new(true));
+    let next = || pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((panels, sources)) = next() {
+            for (panel, sources) in panels.chunks_exact_mut(panel_bytes).zip(sources.chunks(rows)) {
+                // Looked at just before they move, while one read of memory serves both.
+                if !sources.iter().all(|row| is_finite(format, row)) {
+                    are_finite.store(false, Ordering::Relaxed);
+                }
+                write_panel(format, panel, sources);
+            }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    if data.len() < SHARE_FROM_BYTES || threads == 1 {
-        return write(data, sources);
-    }
-    let share = (data.len() / panel_bytes).div_ceil(threads);
     std::thread::scope(|scope| {
-        for (panels, sources) in data.chunks_mut(share * panel_bytes).zip(sources.chunks(share * rows)) {
-            scope.spawn(move || write(panels, sources));
-        }
+        (1..threads).for_each(|_| drop(scope.spawn(work)));
+        work();
     });
+    are_finite.into_inner()
 }

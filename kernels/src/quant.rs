@@ -132,7 +132,7 @@ pub(crate) const fn offset(format: WeightFormat) -> u8 {
 }
 
 /// The 6-bit scale and minimum of sub-block `sub`, packed into twelve bytes.
-fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
+pub(crate) fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         (packed[sub] & 63, packed[sub + 4] & 63)
     } else {
@@ -185,22 +185,45 @@ pub fn check(format: WeightFormat, bytes: &[u8]) -> Result<(), KernelError> {
         let problem = format!("{} bytes are no whole number of {size}-byte blocks", bytes.len());
         return Err(KernelError::Format { format: format.name(), problem });
     }
-    // Exponent bits all set mean infinite or NaN.
-    let half_ok = |b: &[u8], at: usize| b[at + 1] & 0x7c != 0x7c;
-    let is_sound = |b: &[u8]| match format {
-        WeightFormat::F32 => u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 != 0x7f80_0000,
-        WeightFormat::Bf16 => u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80,
-        WeightFormat::F16 | WeightFormat::Q8_0 | WeightFormat::Q4_0 => half_ok(b, 0),
-        WeightFormat::Q4K | WeightFormat::Q5K => half_ok(b, 0) && half_ok(b, 2),
-        WeightFormat::Q6K => half_ok(b, 208),
-    };
-    match bytes.chunks_exact(size).position(|b| !is_sound(b)) {
-        None => Ok(()),
-        Some(index) => {
-            let problem = format!("block {index} holds a value that is not finite");
-            Err(KernelError::Format { format: format.name(), problem })
-        }
+    if is_finite(format, bytes) {
+        return Ok(());
     }
+    let index = bytes.chunks_exact(size).position(|block| !is_finite(format, block)).unwrap_or(0);
+    let problem = format!("block {index} holds a value that is not finite");
+    Err(KernelError::Format { format: format.name(), problem })
+}
+
+/// Whether no scale (quantised) or weight (dense) of whole blocks is NaN or infinite: such have all exponent bits set.
+///
+/// Looks at all of them, so that the compiler can look at many at once.
+pub(crate) fn is_finite(format: WeightFormat, bytes: &[u8]) -> bool {
+    const HALF: i16 = 0x7c00;
+    match format {
+        WeightFormat::F32 => {
+            let is_set = |b: &[u8; 4]| i32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000;
+            bytes.as_chunks().0.iter().fold(0, |any, b| any | i32::from(is_set(b))) == 0
+        }
+        WeightFormat::F16 => largest(bytes, |b: &[u8; 2]| i16::from_le_bytes(*b) & HALF) < HALF,
+        WeightFormat::Bf16 => largest(bytes, |b: &[u8; 2]| i16::from_le_bytes(*b) & 0x7f80) < 0x7f80,
+        WeightFormat::Q8_0 => largest(bytes, |b: &[u8; 34]| half_bits(b, 0) & HALF) < HALF,
+        WeightFormat::Q4_0 => largest(bytes, |b: &[u8; 18]| half_bits(b, 0) & HALF) < HALF,
+        WeightFormat::Q4K => {
+            largest(bytes, |b: &[u8; 144]| (half_bits(b, 0) & HALF).max(half_bits(b, 2) & HALF)) < HALF
+        }
+        WeightFormat::Q5K => {
+            largest(bytes, |b: &[u8; 176]| (half_bits(b, 0) & HALF).max(half_bits(b, 2) & HALF)) < HALF
+        }
+        WeightFormat::Q6K => largest(bytes, |b: &[u8; 210]| half_bits(b, 208) & HALF) < HALF,
+    }
+}
+
+/// The largest of what `of` says of every block of `N` bytes.
+fn largest<const N: usize>(bytes: &[u8], of: impl Fn(&[u8; N]) -> i16) -> i16 {
+    bytes.as_chunks().0.iter().fold(0, |most, block| most.max(of(block)))
+}
+
+fn half_bits(block: &[u8], at: usize) -> i16 {
+    i16::from_le_bytes([block[at], block[at + 1]])
 }
 
 #[cfg(test)]

@@ -123,6 +123,24 @@ fn a_packed_row_reads_back_as_the_file_says() {
 }
 
 #[test]
+fn weights_that_are_no_numbers_are_refused_wherever_they_lie() {
+    let mut random = Random(7);
+    for format in WeightFormat::ALL {
+        let (rows, cols) = (37, 256);
+        let sound = random.weights(format, rows, cols);
+        let row_bytes = sound.len() / rows;
+        // Where the first and the last row have a scale, or a weight: all bits set is no number in any format.
+        let scale = if format == WeightFormat::Q6K { 208 } else { 0 };
+        for row in [0, rows - 1] {
+            let mut source = sound.clone();
+            source[row * row_bytes + scale..][..format.block_bytes().min(4).min(row_bytes - scale)].fill(0xff);
+            let wanted = millgate_kernels::quant::check(format, &source).unwrap_err();
+            assert_eq!(PackedMatrix::pack(format, rows, cols, &source).unwrap_err(), wanted, "{format:?} row {row}");
+        }
+    }
+}
+
+#[test]
 fn a_broken_activation_breaks_its_own_row_visibly_and_no_other() {
     let mut random = Random(6);
     for pool in pools(1) {

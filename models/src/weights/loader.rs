@@ -26,7 +26,7 @@ impl<'a> Loader<'a> {
         self.check_wanted()?;
         let format = self.weights.require(name, &[rows, cols])?;
         let bytes = self.weights.read(name, self.shard)?;
-        let packed = quant::check(format, &bytes).and_then(|()| PackedMatrix::pack(format, rows, cols, &bytes));
+        let packed = PackedMatrix::pack(format, rows, cols, &bytes);
         let packed = packed.map_err(|source| self.kernel_error(name, source))?;
         self.progress.advance(bytes.len() as u64);
         Ok(packed)
