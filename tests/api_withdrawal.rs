@@ -59,6 +59,36 @@ async fn revoking_a_key_ends_its_streams_with_an_error_event_and_done() {
 }
 
 #[tokio::test]
+async fn stopping_a_secret_ends_its_streams_and_one_in_its_grace_goes_on() {
+    for (grace, goes_on) in [("0s", false), ("10m", true)] {
+        let app = endless().await;
+        let user = app.user("ann", &[]).await;
+        let token = user.post("/v1/tokens", &json!({})).await.json()["token"].as_str().unwrap().to_owned();
+        let streams = [begun(&user).await, begun(&user.with_key(&token)).await];
+        let id = user.get("/v1/api-keys").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+        let rotated = user.post(&format!("/v1/api-keys/{id}/rotate"), &json!({"grace": grace})).await;
+        assert_eq!(rotated.status, 200, "{}", rotated.body);
+        if goes_on {
+            // A later change has reached what runs, so this one has, too.
+            let other = app.user("bob", &[]).await;
+            let others = begun(&other).await;
+            let id = other.get("/v1/api-keys").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+            other.delete(&format!("/v1/api-keys/{id}")).await;
+            assert_eq!(ended_by(others).await["code"], 401);
+            assert_eq!(app.engine.status().open_requests, 2);
+            for mut stream in streams {
+                assert!(stream.chunk().await.unwrap().is_some());
+            }
+        } else {
+            for stream in streams {
+                assert_eq!(ended_by(stream).await["code"], 401);
+            }
+        }
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn ending_a_users_tokens_or_withdrawing_what_signed_them_ends_streams_of_tokens_and_leaves_those_of_keys() {
     for is_withdrawn in [false, true] {
         let app = endless().await;

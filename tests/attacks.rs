@@ -73,6 +73,40 @@ async fn no_key_makes_or_becomes_a_stronger_one() {
 }
 
 #[tokio::test]
+async fn what_a_replaced_secret_made_ends_with_it_and_it_gets_no_new_one() {
+    let app = TestApp::new().start().await;
+    let user = app.user("ann", &[]).await;
+    let old = made_with(&user, json!({"name": "leaked"})).await;
+    let path = format!("/v1/api-keys/{}", id_of(&user, "leaked").await);
+    let token_of = async |who: &Actor| {
+        let made = who.post("/v1/tokens", &json!({"expiration": "24h"})).await.json();
+        (who.with_key(made["token"].as_str().unwrap()), made["expires_at"].clone())
+    };
+    let rotated = async |grace: &str| {
+        let reply = user.post(&format!("{path}/rotate"), &json!({"grace": grace})).await;
+        user.with_key(reply.json()["key"].as_str().unwrap())
+    };
+    let (before, _) = token_of(&old).await;
+    let new = rotated("10m").await;
+    assert_eq!(old.post(&format!("{path}/rotate"), &json!({})).await.status, 403, "a thief would keep the key");
+    let child = made_with(&old, json!({"name": "child", "expires_in": "300d"})).await;
+    let shown = user.get(&format!("/v1/api-keys/{}", id_of(&user, "child").await)).await.json();
+    let (token, ends) = token_of(&old).await;
+    assert_eq!((&shown["expires_at"], &ends), (&json!("2023-11-14T22:23:20Z"), &json!("2023-11-14T22:23:20Z")));
+    let (newer, _) = token_of(&new).await;
+    for works in [&old, &before, &child, &token, &new, &newer] {
+        assert_eq!(works.get("/v1/me").await.status, 200, "all work in the grace");
+    }
+    app.advance(Duration::from_secs(600));
+    for ended in [&old, &before, &child, &token] {
+        assert_eq!(ended.get("/v1/me").await.status, 401);
+    }
+    assert_eq!((new.get("/v1/me").await.status, newer.get("/v1/me").await.status), (200, 200));
+    let newest = rotated("0s").await;
+    assert_eq!((newer.get("/v1/me").await.status, newest.get("/v1/me").await.status), (401, 200), "at once");
+}
+
+#[tokio::test]
 async fn narrowing_a_key_narrows_the_keys_it_made() {
     let app = TestApp::new().hidden_model("secret").start().await;
     app.admin().put("/admin/v1/models/secret", &json!({"tiers": "all"})).await;

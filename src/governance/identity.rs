@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use super::attribution::Attribution;
 use super::clock::micros;
 use super::config::Config;
-use super::keys::{self, BOOTSTRAP_ID, Credential, Presented};
+use super::keys::{self, BOOTSTRAP_ID, Credential, Presented, SecretMark};
 use super::known::Known;
 use super::policy::{ADMINS, AUTHENTICATED, Means, Person, Policy, Principal};
 use super::ports::{PolicyTables, Records, StoreError};
@@ -38,9 +38,8 @@ pub(super) struct Identity {
     version: u64,
     /// Good before this moment: then a provider's word about groups is too old.
     until_us: i64,
-    /// The digest of the key; `None` for a user without one.
-    digest: Option<[u8; 32]>,
-    previous: Option<PreviousSecret>,
+    /// What proves the key; `None` for a user without one.
+    proof: Option<Proof>,
     expires_at_us: Option<i64>,
     /// Whose it is.
     pub(super) user: UserId,
@@ -73,13 +72,60 @@ impl Identity {
         self.principal.clone().filter(|_| self.expires_at_us.is_none_or(|end| now_us < end))
     }
 
-    /// True for the key's secret, and for the one before a rotation while its grace lasts.
-    fn is_proven_by(&self, digest: &[u8; 32], now_us: i64) -> bool {
-        let by_previous = self.previous.as_ref().is_some_and(|previous| {
-            // Both are compared, whatever the clock says: the time it takes tells nothing.
-            keys::digests_match(&previous.digest, digest) & (now_us < previous.until_us)
-        });
-        self.digest.is_some_and(|known| keys::digests_match(&known, digest)) | by_previous
+    /// The secret with this digest: the key's, or the one before a rotation while its grace lasts.
+    fn proven_by(&self, digest: &[u8; 32], now_us: i64) -> Option<SecretInUse> {
+        let proof = self.proof.as_ref()?;
+        // Both are compared, whatever the clock says: the time it takes tells nothing.
+        let by_previous = proof
+            .previous
+            .filter(|(previous, _)| keys::digests_match(&previous.digest, digest) & (now_us < previous.until_us));
+        let is_current = keys::digests_match(&proof.digest, digest);
+        match by_previous {
+            _ if is_current => Some(SecretInUse { mark: proof.mark, until_us: None }),
+            Some((previous, mark)) => Some(SecretInUse { mark, until_us: Some(previous.until_us) }),
+            None => None,
+        }
+    }
+
+    /// The secret with this mark, if the key may still be used with it.
+    pub(super) fn secret_of(&self, mark: SecretMark, now_us: i64) -> Option<SecretInUse> {
+        let secret = self.proof.as_ref()?.secrets().find(|secret| secret.mark == mark)?;
+        Some(secret).filter(|secret| secret.until_us.is_none_or(|until_us| now_us < until_us))
+    }
+}
+
+/// What proves a key, with the marks of its secrets.
+struct Proof {
+    digest: [u8; 32],
+    mark: SecretMark,
+    previous: Option<(PreviousSecret, SecretMark)>,
+}
+
+impl Proof {
+    fn of(key: &KeyRecord) -> Self {
+        let previous = key.previous.map(|previous| (previous, SecretMark::of(&previous.digest)));
+        Self { digest: key.digest, mark: SecretMark::of(&key.digest), previous }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = SecretInUse> {
+        let previous = self.previous.map(|(previous, mark)| SecretInUse { mark, until_us: Some(previous.until_us) });
+        std::iter::once(SecretInUse { mark: self.mark, until_us: None }).chain(previous)
+    }
+}
+
+/// Which secret of a key somebody came with, or what they came with was made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SecretInUse {
+    pub(super) mark: SecretMark,
+    /// When it stops working because it was replaced; `None`: as the key does.
+    pub(super) until_us: Option<i64>,
+}
+
+impl SecretInUse {
+    /// True while the key may be used with it.
+    pub(super) fn holds(&self, key: &KeyRecord, now_us: i64) -> bool {
+        let known = Proof::of(key).secrets().find(|secret| secret.mark == self.mark);
+        known.is_some_and(|secret| secret.until_us.is_none_or(|until_us| now_us < until_us))
     }
 }
 
@@ -168,6 +214,11 @@ impl Identities {
         let holder = who.key.clone().map_or(Holder::User(who.user), Holder::Key);
         let Some(identity) = self.identity(records, &holder, now_us).await? else { return Ok(None) };
         let is_ended = who.means == Means::Token && identity.epoch != who.epoch;
+        // As with keys: a grace that ended meanwhile was good when the request began, a secret that was stopped is not.
+        let is_stopped = |secret: &SecretInUse| {
+            identity.proof.as_ref().is_none_or(|proof| proof.secrets().all(|known| known.mark != secret.mark))
+        };
+        let is_ended = is_ended || who.secret.as_ref().is_some_and(is_stopped);
         Ok(identity.principal.clone().filter(|_| !is_ended))
     }
 
@@ -218,9 +269,10 @@ impl Identities {
 
     /// The holder of a key, for whoever has its secret.
     fn prove(&self, identity: &Identity, key: &str, digest: &[u8; 32], now_us: i64) -> Option<Principal> {
-        let principal = identity.is_proven_by(digest, now_us).then(|| identity.principal_at(now_us)).flatten()?;
+        let secret = identity.proven_by(digest, now_us)?;
+        let principal = identity.principal_at(now_us)?;
         self.note_use(identity, key, now_us);
-        Some(principal)
+        Some(Principal { secret: Some(secret), ..principal })
     }
 
     /// Remembers that a key was used, to be written later.
@@ -255,7 +307,7 @@ impl Identities {
             return Ok(None);
         };
         let opens = user.active && key.as_ref().is_none_or(|key| key.revoked_at_us.is_none());
-        let (digest, previous) = key.as_ref().map(|key| (key.digest, key.previous)).unzip();
+        let proof = key.as_ref().map(Proof::of);
         let expires_at_us = key.as_ref().and_then(|key| key.expires_at_us);
         let lineage = match key {
             Some(key) if opens => lineage(records, key).await?,
@@ -264,8 +316,7 @@ impl Identities {
         let identity = Arc::new(Identity {
             version,
             until_us: groups_until_us(&user, now_us, self.groups_max_age),
-            digest,
-            previous: previous.flatten(),
+            proof,
             expires_at_us,
             user: user.id,
             epoch: user.token_epoch,
@@ -305,6 +356,7 @@ impl Identities {
             means: Means::Key,
             epoch: user.token_epoch,
             signed_with: None,
+            secret: None,
             is_admin,
             address: None,
             cache_salt: self.salt(user.id),

@@ -8,7 +8,7 @@ use subtle::ConstantTimeEq;
 
 use super::config::Secret;
 use super::records::KeyId;
-use super::tokens::looks_like_jws;
+use super::tokens::{decode, encode, looks_like_jws};
 
 /// What every key begins with.
 pub const PREFIX: &str = "sk-mg_";
@@ -103,6 +103,30 @@ pub fn visible_prefix(id: &KeyId) -> String {
 /// SHA-256 of the whole key. The secret has 196 random bits, so nothing slower is needed.
 pub fn digest(text: &str) -> [u8; 32] {
     Sha256::digest(text.as_bytes()).into()
+}
+
+/// Tells the secrets of one key apart, before and after it was rotated, and says nothing about them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SecretMark([u8; 8]);
+
+impl SecretMark {
+    /// The mark of the secret with this digest.
+    pub(super) fn of(digest: &[u8; 32]) -> Self {
+        let hash: [u8; 32] = Sha256::new().chain_update("millgate secret mark").chain_update(digest).finalize().into();
+        let mut mark = [0; 8];
+        mark.copy_from_slice(&hash[..8]);
+        Self(mark)
+    }
+
+    /// Its text form.
+    pub(super) fn to_text(self) -> String {
+        encode(&self.0)
+    }
+
+    /// Reads the text form.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        decode(text)?.try_into().ok().map(Self)
+    }
 }
 
 /// Compares in constant time.

@@ -12,6 +12,7 @@ use super::attribution::Attribution;
 use super::audit::Author;
 use super::calendar;
 use super::error::{Denied, LimitStanding};
+use super::identity::SecretInUse;
 use super::limits::{Limit, Mode, Resource, Scope, Window};
 use super::notices;
 use super::ports::{Charge, Count, CounterKey, PolicyTables, Refusing, Retry};
@@ -52,6 +53,8 @@ pub struct Principal {
     pub(super) epoch: u64,
     /// Of a token of ours: the key that signed it.
     pub(super) signed_with: Option<Arc<str>>,
+    /// Of a key, and of a token made with one: with which of its secrets.
+    pub(super) secret: Option<SecretInUse>,
     /// Whether they administer this server.
     pub is_admin: bool,
     /// The address this request came from.

@@ -183,7 +183,8 @@ impl Governor {
             (Some(_), None) => false,
             (Some(own), Some(other)) => other <= own,
         };
-        if comes_from_it || (lasts && !in_use.iter().any(has_terms)) {
+        let is_replaced = actor.secret.is_some_and(|secret| secret.until_us.is_some());
+        if (comes_from_it && !is_replaced) || (lasts && !in_use.iter().any(has_terms)) {
             return Ok(());
         }
         let message =

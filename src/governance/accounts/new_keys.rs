@@ -95,12 +95,19 @@ impl Governor {
         }
     }
 
-    /// The key the caller came with, to make another credential with; it may have ended since then.
+    /// The key the caller came with, to make another credential with; it may have ended since then. Its end is that of
+    /// the secret in use: one that was replaced makes nothing that outlives its grace.
     pub(super) async fn parent(&self, actor: &Principal) -> Result<Option<KeyRecord>, ServiceError> {
         require_maker(actor)?;
         let Some(id) = &actor.key else { return Ok(None) };
+        let now_us = self.0.clock.now_us();
+        let holds = |key: &KeyRecord| actor.secret.is_none_or(|secret| secret.holds(key, now_us));
         match self.0.records.key(id).await? {
-            Some((key, user)) if user.active && key.is_live(self.0.clock.now_us()) => Ok(Some(key)),
+            Some((key, user)) if user.active && key.is_live(now_us) && holds(&key) => {
+                let until_us = actor.secret.and_then(|secret| secret.until_us);
+                let expires_at_us = key.expires_at_us.into_iter().chain(until_us).min();
+                Ok(Some(KeyRecord { expires_at_us, ..key }))
+            }
             _ => Err(ServiceError::Forbidden("Access denied. The key in use is no longer valid.".into())),
         }
     }

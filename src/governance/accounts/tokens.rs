@@ -11,10 +11,11 @@ use crate::governance::clock::micros;
 use crate::governance::config::Secret;
 use crate::governance::error::ServiceError;
 use crate::governance::governor::Governor;
+use crate::governance::keys::SecretMark;
 use crate::governance::policy::{Means, Principal};
 use crate::governance::ports::{Change, StoreError};
-use crate::governance::records::{SigningKeyRecord, UserId};
-use crate::governance::tokens::{Claims, Keyring, SHORTEST_TOKEN_LIFE, fresh_key};
+use crate::governance::records::{KeyRecord, SigningKeyRecord, UserId};
+use crate::governance::tokens::{Claims, Keyring, MadeWith, SHORTEST_TOKEN_LIFE, fresh_key};
 
 /// A token that was just made.
 #[derive(Debug)]
@@ -71,10 +72,12 @@ impl Governor {
         let now_us = self.0.clock.now_us();
         let ends_us = whole(now_us).saturating_add(micros(life));
         let parent_ends_us = parent.as_ref().and_then(|key| key.expires_at_us).map_or(i64::MAX, whole);
+        // The secret that was shown, whatever became of the key since: if it was stopped, the token opens nothing.
+        let mark = |key: &KeyRecord| actor.secret.map_or_else(|| SecretMark::of(&key.digest), |secret| secret.mark);
         let claims = Claims {
             id: Uuid::now_v7(),
             user: user.id,
-            key: parent.map(|key| key.id),
+            key: parent.map(|key| MadeWith { mark: mark(&key), key: key.id }),
             epoch: user.token_epoch,
             issued_at_us: whole(now_us),
             expires_at_us: ends_us.min(parent_ends_us),

@@ -97,18 +97,26 @@ async fn holder(
     if !core.tokens.keyring(records, &core.identities).await?.knows(signed_with, now_us) {
         return Ok(None);
     }
-    let holder = claims.key.clone().map_or(Holder::User(claims.user), Holder::Key);
+    let made_with = claims.key.as_ref();
+    let holder = made_with.map_or(Holder::User(claims.user), |made_with| Holder::Key(made_with.key.clone()));
     let Some(identity) = core.identities.identity(records, &holder, now_us).await? else {
         return Ok(None);
     };
     if identity.user != claims.user || identity.epoch != claims.epoch {
         return Ok(None);
     }
+    let secret = match made_with {
+        None => None,
+        Some(made_with) => match identity.secret_of(made_with.mark, now_us) {
+            None => return Ok(None),
+            secret => secret,
+        },
+    };
     let principal = identity.principal_at(now_us);
-    if let (Some(_), Some(key)) = (&principal, &claims.key) {
-        core.identities.note_use(&identity, key.as_str(), now_us);
+    if let (Some(_), Some(made_with)) = (&principal, made_with) {
+        core.identities.note_use(&identity, made_with.key.as_str(), now_us);
     }
-    Ok(principal.map(|who| Principal { means: Means::Token, signed_with: Some(signed_with.clone()), ..who }))
+    Ok(principal.map(|who| Principal { means: Means::Token, signed_with: Some(signed_with.clone()), secret, ..who }))
 }
 
 /// Checks a token that was not seen before; what is proven, and until when.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::jws::{Jws, Refused, signing_text};
 use super::keyring::{ALGORITHM, Keyring};
 use crate::governance::clock::micros;
+use crate::governance::keys::SecretMark;
 use crate::governance::records::{KeyId, UserId};
 
 /// The shortest life that may be asked for.
@@ -23,6 +24,15 @@ pub(super) const ISSUER: &str = "millgate";
 /// The kind of token, so that none made for another purpose is ever taken for one (RFC 9068).
 const KIND: &str = "at+jwt";
 
+/// The key that a token was made with, and which of its secrets: the token ends with either.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::governance) struct MadeWith {
+    /// The key.
+    pub(in crate::governance) key: KeyId,
+    /// The secret.
+    pub(in crate::governance) mark: SecretMark,
+}
+
 /// A token of ours that is proven or to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::governance) struct Claims {
@@ -30,8 +40,8 @@ pub(in crate::governance) struct Claims {
     pub(in crate::governance) id: Uuid,
     /// Whose it is.
     pub(in crate::governance) user: UserId,
-    /// The key it was made with; `None`: made after a login at an identity provider.
-    pub(in crate::governance) key: Option<KeyId>,
+    /// What it was made with; `None`: a login at an identity provider.
+    pub(in crate::governance) key: Option<MadeWith>,
     /// The user's epoch when it was made.
     pub(in crate::governance) epoch: u64,
     /// When it was made; whole seconds.
@@ -54,8 +64,9 @@ impl Claims {
             "exp": self.expires_at_us.div_euclid(1_000_000),
             "epoch": self.epoch,
         });
-        if let Some(key) = &self.key {
-            claims["key"] = key.as_str().into();
+        if let Some(made_with) = &self.key {
+            claims["key"] = made_with.key.as_str().into();
+            claims["mark"] = made_with.mark.to_text().into();
         }
         let text = signing_text(&header, &claims);
         let signature = sign(&text);
@@ -92,7 +103,7 @@ impl Claims {
         let claims = Self {
             id: uuid("jti")?,
             user: UserId(uuid("sub")?),
-            key: jws.claims.contains_key("key").then(|| jws.text("key").map(KeyId::from)).transpose()?,
+            key: jws.claims.contains_key("key").then(|| made_with(jws)).transpose()?,
             epoch: whole("epoch")?,
             issued_at_us: moment("iat")?,
             expires_at_us: moment("exp")?,
@@ -110,6 +121,11 @@ impl Claims {
     }
 }
 
+fn made_with(jws: &Jws<'_>) -> Result<MadeWith, Refused> {
+    let mark = SecretMark::parse(jws.text("mark")?).ok_or_else(|| Refused::claim("mark", "is no mark of a secret"))?;
+    Ok(MadeWith { key: jws.text("key")?.into(), mark })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::keyring::fresh_key;
@@ -125,7 +141,7 @@ mod tests {
         Claims {
             id: Uuid::now_v7(),
             user: UserId(Uuid::now_v7()),
-            key: Some("abc".into()),
+            key: Some(MadeWith { key: "abc".into(), mark: SecretMark::of(&[7; 32]) }),
             epoch: 3,
             issued_at_us: NOW_US,
             expires_at_us: NOW_US + life_s * 1_000_000,
@@ -151,7 +167,7 @@ mod tests {
         let jws = Jws::parse(&text).expect("a token");
         let mut names: Vec<&String> = jws.claims.keys().collect();
         names.sort();
-        assert_eq!(names, ["aud", "epoch", "exp", "iat", "iss", "jti", "key", "sub"]);
+        assert_eq!(names, ["aud", "epoch", "exp", "iat", "iss", "jti", "key", "mark", "sub"]);
     }
 
     #[test]
@@ -199,6 +215,8 @@ mod tests {
             ("epoch", json!(-1)),
             ("key", json!(7)),
             ("key", json!(null)),
+            ("mark", json!(null)),
+            ("mark", json!("AAAA")),
         ] {
             let mut claims = claims.clone();
             claims[name] = value.clone();

@@ -7,9 +7,7 @@ mod keyring;
 mod seen;
 
 pub(super) use check::{Tokens, verify};
-pub(super) use claims::Claims;
+pub(super) use claims::{Claims, MadeWith};
 pub use claims::{LONGEST_TOKEN_LIFE, SHORTEST_TOKEN_LIFE};
-#[cfg(test)]
-pub(super) use jws::encode;
-pub(super) use jws::{Jws, Refused, decode, looks_like_jws, strict_object};
+pub(super) use jws::{Jws, Refused, decode, encode, looks_like_jws, strict_object};
 pub(super) use keyring::{Keyring, fresh_key};
