@@ -18,6 +18,9 @@ use super::records::{Bill, LedgerRecord, RequestRecord, ReservationRecord, Statu
 use super::reservation::{self, CompletionCap};
 use super::settler::Unsettled;
 
+/// A request over a soft limit has this fraction of its tier's weight.
+const SOFT_DIVISOR: u32 = 8;
+
 /// What a request asks for.
 #[derive(Debug, Clone)]
 pub struct Ask {
@@ -42,7 +45,7 @@ pub struct Ask {
 pub struct Scheduling {
     /// Requests of one user share one flow.
     pub flow: u64,
-    /// Share relative to other flows.
+    /// Share relative to other flows, in eighths of a tier's weight.
     pub weight: u32,
     /// Higher goes first.
     pub priority: u8,
@@ -200,7 +203,8 @@ impl Permit {
             }),
             scheduling: Scheduling {
                 flow: flow_of(who),
-                weight: if plan.is_over_soft(&counts) { (tier.weight / 8).max(1) } else { tier.weight },
+                // In eighths, so that the lightest tier has one to lose, too; only the ratios count.
+                weight: if plan.is_over_soft(&counts) { tier.weight } else { tier.weight * SOFT_DIVISOR },
                 priority: policy.priority,
                 cache_salt: who.cache_salt,
             },

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millgate::engine::fake::Gate;
-use millgate::governance::TierPatch;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -88,8 +87,6 @@ async fn x14_a_premium_request_takes_one_step_more_than_on_an_idle_server_while_
 #[tokio::test]
 async fn a_user_over_a_soft_limit_is_still_served_with_an_eighth_of_the_weight() {
     let mut server = Gated::start(&[("team", &["1000 tokens / 1m soft"])], 9).await;
-    let weight = TierPatch { weight: Some(80), ..TierPatch::default() };
-    server.app.governor.update_tier(&server.app.operator(), "team", weight).await.unwrap();
     let (over, under) = (server.app.key("team").await, server.app.key("team").await);
     let (mut slow, mut fast) = (JoinSet::new(), JoinSet::new());
     ask(&mut slow, &over, 1, 1000);
