@@ -89,11 +89,21 @@ async fn a_full_queue_is_503_with_retry_after_and_costs_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_that_takes_too_long_is_an_error_that_need_not_be_tried_again() {
+async fn an_answer_that_takes_too_long_is_an_error_that_need_not_be_tried_again_and_what_was_made_is_charged() {
     let app = endless(TestApp::new()).api(|api| api.generation_timeout = Duration::from_millis(100)).start().await;
-    let late = app.user("ann", &[]).await.chat_with("hello", json!({"max_tokens": 1500})).await;
+    let user = app.user("ann", &[]).await;
+    let late = user.chat_with("hello", json!({"max_tokens": 1500})).await;
     assert_eq!((late.status, late.json()["error"]["type"].as_str()), (503, Some("unavailable_error")));
     assert_eq!((late.header("retry-after"), late.header("x-should-retry")), ("5", "false"));
+    let stream = Reply::read(user.chat_stream("hello", json!({"max_tokens": 1500})).await).await;
+    assert!(stream.body.contains("\"content\"") && stream.body.contains("took longer than"), "{}", stream.body);
+    let charged: u64 = app.ledger().await.iter().map(|row| row.usage.completion_tokens).sum();
+    assert_eq!(
+        charged,
+        app.engine.status().totals.completion_tokens,
+        "asking for more than there is time for is not free"
+    );
+    assert!(app.ledger().await.iter().all(|row| row.status == Status::Aborted));
 }
 
 #[tokio::test]

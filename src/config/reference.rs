@@ -84,7 +84,7 @@ pub const KEYS: &[Key] = &[
     key("server", "read_timeout", "duration", "30s", "\"30s\"")
         .about("How long a client may take to send its request. Bounds what a slow or hostile sender can hold open."),
     key("server", "generation_timeout", "duration", "1h", "\"1h\"")
-        .about("The longest time from admission to the last token; then the answer ends. Bounds what one request can hold."),
+        .about("The longest time from admission to the last token; then the answer ends. Bounds what one request can hold; what was made until then is charged."),
     key("server", "max_connections", "connections", "4096", "4096")
         .about("Connections open at the same time; further ones wait to be accepted. Keep it below the open-files limit."),
     key("server", "cors_origins", "list of origins", "none", "[\"https://chat.example.com\"]")

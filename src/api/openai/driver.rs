@@ -46,7 +46,7 @@ pub(crate) enum Output {
     ///
     /// In a box, like the next one: a channel keeps room for many outputs, and most are pieces of text.
     Finished(Box<Finished>),
-    /// Ended by an error; nothing is charged, unless the caller lost the right to it.
+    /// Ended by an error; nothing is charged, unless the reason lies with the caller.
     Failed(Box<ApiError>),
 }
 
@@ -124,8 +124,8 @@ pub(crate) struct Generation {
 enum Outcome {
     Completed,
     ReaderGone,
-    /// The caller lost the right to it; charged is what was sampled.
-    Withdrawn(ApiError),
+    /// The caller lost the right to it, or asked for more than there is time for; charged is what was sampled.
+    Ended(ApiError),
     Failed(ApiError),
 }
 
@@ -190,7 +190,7 @@ impl Course {
                 return outcome;
             }
             if let Err(withdrawn) = vigil.verdict().await {
-                return Outcome::Withdrawn(withdrawn_error(withdrawn));
+                return Outcome::Ended(withdrawn_error(withdrawn));
             }
         }
     }
@@ -228,7 +228,7 @@ impl Course {
                     self.wants_record = true;
                     waits.alarm.as_mut().reset(waits.deadline);
                 }
-                Step::Alarm => return Some(Outcome::Failed(too_long(self.generation.patience.generation))),
+                Step::Alarm => return Some(Outcome::Ended(too_long(self.generation.patience.generation))),
                 Step::Retry => self.retry_parked().await,
                 Step::Recorded(Ok(())) => self.is_recorded = true,
                 Step::Recorded(Err(error)) => return Some(Outcome::Failed(self.unrecorded(&error))),
@@ -361,7 +361,7 @@ impl Course {
         let status = match &outcome {
             Outcome::Completed if is_cut => Status::LimitReached,
             Outcome::Completed => Status::Completed,
-            Outcome::ReaderGone | Outcome::Withdrawn(_) => Status::Aborted,
+            Outcome::ReaderGone | Outcome::Ended(_) => Status::Aborted,
             Outcome::Failed(_) => Status::Failed,
         };
         let Self { generation, mut pending, reasons, limit, is_recorded, .. } = self;
@@ -376,7 +376,7 @@ impl Course {
                 Output::Failed(Box::new(unrecorded()))
             }
             (Outcome::Failed(error), Ok(_)) => Output::Failed(Box::new(error)),
-            (Outcome::Withdrawn(error), Ok(_)) => {
+            (Outcome::Ended(error), Ok(_)) => {
                 metrics.ledger_committed(asked.elapsed());
                 count_charged(metrics, model, &usage);
                 metrics.tenant_charged(&generation.tenant, model, sizes.prompt_tokens + sizes.completion_tokens);
@@ -441,7 +441,7 @@ impl Course {
             error: match outcome {
                 Outcome::Completed => None,
                 Outcome::ReaderGone => Some("client_gone"),
-                Outcome::Withdrawn(_) => Some("withdrawn"),
+                Outcome::Ended(_) => Some("ended"),
                 Outcome::Failed(_) => Some("failed"),
             },
         });
