@@ -16,13 +16,13 @@ pub struct Peer(pub SocketAddr);
 pub(crate) fn source_address(peer: IpAddr, headers: &HeaderMap, config: &Config) -> IpAddr {
     let mut nearest = peer.to_canonical();
     let lines = headers.get_all("x-forwarded-for");
-    let claimed: Vec<&str> =
-        lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
-    for text in claimed.into_iter().rev() {
+    // Part by part: a line with bytes in it that are no text must not take what a proxy added to it away.
+    let claimed: Vec<&[u8]> = lines.iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).collect();
+    for part in claimed.into_iter().rev() {
         if !config.trusts(nearest) {
             break;
         }
-        match parse_address(text.trim()) {
+        match std::str::from_utf8(part).ok().and_then(|text| parse_address(text.trim())) {
             Some(address) => nearest = address.to_canonical(),
             None => break,
         }
@@ -39,12 +39,13 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderValue;
 
     fn source(peer: &str, forwarded: &[&str]) -> String {
         let config = Config { trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()], ..Config::default() };
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            headers.append("x-forwarded-for", line.parse().unwrap());
+            headers.append("x-forwarded-for", HeaderValue::from_bytes(line.as_bytes()).unwrap());
         }
         source_address(peer.parse().unwrap(), &headers, &config).to_string()
     }
@@ -62,8 +63,14 @@ mod tests {
     }
 
     #[test]
+    fn a_line_spoilt_by_the_client_does_not_hide_what_a_proxy_added_to_it() {
+        assert_eq!(source("10.0.0.1", &["1.2.3.4", "\u{e9}, 198.51.100.1"]), "198.51.100.1");
+    }
+
+    #[test]
     fn nonsense_from_a_proxy_leaves_the_nearest_known_address() {
         assert_eq!(source("10.0.0.1", &["unknown"]), "10.0.0.1");
+        assert_eq!(source("10.0.0.1", &["1.2.3.4, \u{e9}"]), "10.0.0.1");
         assert_eq!(source("10.0.0.1", &[]), "10.0.0.1");
     }
 }
