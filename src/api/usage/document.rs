@@ -88,10 +88,21 @@ fn local(us: i64, zone: &Zone) -> String {
 
 /// Spreadsheets run cells that begin like a formula; an apostrophe before it makes them text.
 fn harmless(cell: &str) -> Cow<'_, str> {
-    // Some skip blanks before they look.
-    let first = cell.trim_start_matches([' ', '\u{a0}']).chars().next();
-    let is_formula = first.is_some_and(|first| matches!(first, '=' | '+' | '-' | '@' | '\t' | '\r' | '\n' | '|' | '%'));
-    if is_formula { format!("'{cell}").into() } else { cell.into() }
+    // Where the comma is for decimals, a semicolon begins a cell, whatever quotes stand around it.
+    if !cell.split(';').any(is_formula) {
+        return cell.into();
+    }
+    let parts: Vec<String> =
+        cell.split(';').map(|part| if is_formula(part) { format!("'{part}") } else { part.to_owned() }).collect();
+    parts.join(";").into()
+}
+
+fn is_formula(cell: &str) -> bool {
+    // Some skip blanks before they look, visible or not, and take the wide forms of East Asian fonts for the signs.
+    const SIGNS: &str = "=+-@|%\t\r\n\u{ff1d}\u{ff0b}\u{ff0d}\u{ff20}";
+    let is_blank =
+        |c: char| matches!(c, ' ' | '"' | '\u{feff}' | '\u{200b}'..='\u{200f}') || c.is_whitespace() && !c.is_control();
+    cell.trim_start_matches(is_blank).starts_with(|c| SIGNS.contains(c))
 }
 
 #[cfg(test)]
@@ -100,12 +111,27 @@ mod tests {
 
     #[test]
     fn cells_that_begin_like_a_formula_are_made_text() {
-        for cell in ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =cmd", "\r", "|calc"] {
+        for cell in [
+            "=1+1",
+            "+1",
+            "-1",
+            "@SUM(A1)",
+            "\t=1",
+            " =cmd",
+            "\r",
+            "|calc",
+            "\u{a0}=1",
+            "\u{feff}=1",
+            "\u{3000}\u{200b}=1",
+            "\u{ff1d}1",
+            "\"=1",
+        ] {
             assert_eq!(harmless(cell), format!("'{cell}"));
         }
-        for cell in ["", "ann", "a=b", "team-1", "é"] {
+        for cell in ["", "ann", "a=b", "team-1", "é", "a;b", "a,=b"] {
             assert_eq!(harmless(cell), cell);
         }
+        assert_eq!(harmless("a; =1;b;@x"), "a;' =1;b;'@x", "a semicolon may begin a cell");
     }
 
     #[test]
