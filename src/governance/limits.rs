@@ -346,13 +346,24 @@ impl AmountSpec {
 
     fn check(&self, resource: Resource) -> Result<u64, LimitError> {
         let text = self.text();
-        let digits: String = text.chars().filter(|c| *c != '_' && *c != ',').collect();
+        let digits = ungrouped(&text);
         let (amount, wrong) = match resource {
-            Resource::Cost => (parse_usd(&digits), LimitError::Money(text)),
-            _ => (digits.parse().ok(), LimitError::Amount(text)),
+            Resource::Cost => (digits.and_then(|digits| parse_usd(&digits)), LimitError::Money(text)),
+            _ => (digits.and_then(|digits| digits.parse().ok()), LimitError::Amount(text)),
         };
         amount.filter(|amount| (1..=AMOUNT_MAX).contains(amount)).ok_or(wrong)
     }
+}
+
+/// A number without the commas or underscores that group its digits by three.
+///
+/// Anywhere else they are refused: `1,5` is one and a half to many, and would be fifteen to us.
+fn ungrouped(number: &str) -> Option<String> {
+    let (whole, decimals) = number.split_at(number.find('.').unwrap_or(number.len()));
+    let groups: Vec<&str> = whole.split([',', '_']).collect();
+    let is_grouped = groups.len() == 1 || (groups[0].len() <= 3 && groups[1..].iter().all(|group| group.len() == 3));
+    let is_plain = groups.iter().all(|group| !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_digit()));
+    (is_grouped && is_plain).then(|| groups.concat() + decimals)
 }
 
 impl LimitSpec {
@@ -544,6 +555,10 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Limit>().expect(text).to_string(), text);
         }
+        for (text, amount) in [("1,000,000 tokens / 1m", 1_000_000), ("10_000 tokens / 1m", 10_000)] {
+            assert_eq!(text.parse::<Limit>().expect(text).amount, amount);
+        }
+        assert_eq!("1,000.5 usd / month".parse::<Limit>().expect("money").amount, 1_000_500_000_000);
     }
 
     #[test]
@@ -565,6 +580,12 @@ mod tests {
             ("0.0000000001 usd / month", "amount `0.0000000001` must be US dollars"),
             ("9007199.254740992 usd / month", "must be US dollars"),
             ("1.5 tokens / 1m", "amount `1.5` must be a whole number"),
+            ("1,5 tokens / 1m", "amount `1,5` must be a whole number"),
+            ("1,5 usd / month", "amount `1,5` must be US dollars"),
+            ("0.1,5 usd / month", "amount `0.1,5` must be US dollars"),
+            ("1000,000 tokens / 1m", "amount `1000,000`"),
+            ("1,,000 tokens / 1m", "amount `1,,000`"),
+            ("1__0 tokens / 1m", "amount `1__0`"),
             ("20 usd", "has a window"),
             ("10 tokens / 1m maybe", "`maybe`"),
             ("", "amount ``"),
@@ -589,7 +610,7 @@ mod tests {
         }
         let whole: Limit = serde_json::from_str(r#"{"resource":"cost","amount":5,"window":"1h"}"#).expect("money");
         assert_eq!(whole.amount, 5_000_000_000);
-        for amount in ["-1", "1.5", "true"] {
+        for amount in ["-1", "1.5", "true", r#""+5""#, r#""1,5""#] {
             let json = format!(r#"{{"resource":"tokens","amount":{amount},"window":"1m"}}"#);
             assert!(serde_json::from_str::<Limit>(&json).expect_err(amount).to_string().contains("amount"), "{amount}");
         }
