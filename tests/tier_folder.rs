@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use millgate::app::TierFolder;
 use millgate::governance::records::TierOrigin;
@@ -71,6 +72,55 @@ async fn a_wrong_file_keeps_the_last_good_state_and_says_where_it_is_wrong() {
         ["free", "premium", "enterprise", "silver"],
         "what it declared and no longer does"
     );
+    followed.house.close().await;
+}
+
+#[tokio::test]
+async fn whatever_lies_in_the_folder_is_named_and_deletes_no_tier() {
+    let mut followed = Followed::new().await;
+    followed.write("tiers.yaml", "tiers:\n  - {name: gold, level: 9, groups: [g]}\n");
+    followed.folder.look().await;
+    let before = followed.names().await;
+    let map = |tiers: &str| format!("kind: ConfigMap\ndata:\n{tiers}");
+    let bad: [(&str, Vec<u8>); 11] = [
+        ("empty", Vec::new()),
+        ("comments", b"# nothing\n---\n".to_vec()),
+        ("null", b"null".to_vec()),
+        ("latin", b"tiers:\n  - {name: gold, displayName: caf\xe9, level: 9, groups: [g]}\n".to_vec()),
+        ("binary", vec![0, 159, 146, 150]),
+        ("no-list", b"tiers:\n".to_vec()),
+        ("map-without-data", b"kind: ConfigMap\n".to_vec()),
+        ("map-without-tiers", map("  other: x\n").into_bytes()),
+        ("map-with-nothing", map("  tiers: ''\n").into_bytes()),
+        ("map-with-a-comment", map("  tiers: |\n    # nothing\n").into_bytes()),
+        ("two-documents", b"tiers:\n  - {name: a, groups: [g]}\n---\ntiers: []\n".to_vec()),
+    ];
+    let path = followed.dir.path().join("tiers.yaml");
+    for (what, bytes) in bad {
+        fs::write(&path, bytes).expect("written");
+        followed.folder.look().await;
+        let problem = followed.problem().unwrap_or_else(|| panic!("{what} is taken for a declaration"));
+        assert!(problem.contains("`tiers.yaml`"), "{what}: {problem}");
+        assert_eq!(followed.names().await, before, "{what}");
+    }
+    fs::write(&path, vec![b'#'; (4 << 20) + 1]).expect("written");
+    followed.folder.look().await;
+    assert!(followed.problem().expect("too large").contains("has more than"));
+    fs::remove_file(&path).expect("removed");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+    assert!(made.success());
+    // Nobody ever writes into the pipe: reading it would wait for ever.
+    tokio::time::timeout(Duration::from_secs(20), followed.folder.look()).await.expect("it does not wait");
+    assert!(followed.problem().expect("a pipe").contains("it is not a file"));
+    fs::remove_file(&path).expect("removed");
+    fs::create_dir(&path).expect("made");
+    followed.folder.look().await;
+    assert!(followed.problem().expect("a folder").contains("it is not a file"));
+    fs::remove_dir(&path).expect("removed");
+    followed.write("tiers.yaml", "\u{feff}tiers:\r\n  - {name: gold, level: 9, groups: [g]}\r\n");
+    followed.folder.look().await;
+    assert_eq!(followed.problem(), None, "a byte order mark and line ends of Windows are no problem");
+    assert_eq!(followed.names().await, before);
     followed.house.close().await;
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Content, not events: Kubernetes swaps a symbolic link when a mounted ConfigMap changes, and network folders send none.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,11 +124,16 @@ fn declares_tiers(name: &str) -> bool {
 }
 
 fn read_file(path: &Path) -> io::Result<String> {
-    let length = std::fs::metadata(path)?.len();
-    if length > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("{length} bytes are more than {FILE_BYTES_MAX}")));
+    // Reading a pipe or a device may wait for ever, or find no end.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a file"));
     }
-    std::fs::read_to_string(path)
+    let mut text = String::new();
+    File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {FILE_BYTES_MAX} bytes")));
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -76,6 +76,11 @@ pub(super) fn read_yaml(text: &str) -> Result<(TierOrigin, Vec<Declared>), FileE
     if document["kind"] == "ConfigMap" {
         let map: ConfigMap = yaml(text, 0)?;
         let list = map.data.and_then(|data| data.tiers).ok_or(FileError::new(None, Problem::NoTiers))?;
+        // The reader would take nothing for an empty list, and that is an order to delete every tier.
+        if yaml::<Value>(&list, lines_before(text, &list))?.is_null() {
+            let problem = "`data.tiers` is empty: write `[]` if there are to be no tiers".to_owned();
+            return Err(FileError::new(None, Problem::Format(problem)));
+        }
         return Ok((TierOrigin::ConfigMap, mapped(&list, lines_before(text, &list))?));
     }
     own(yaml(text, 0)?, text)
