@@ -3,14 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::routing::post;
 use millgate::telemetry::{Tracer, TracesConfig};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -20,31 +16,13 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
-use crate::support::TestApp;
+use crate::support::{Collector, TestApp};
 
-/// What a stand-in collector was sent: headers and raw messages.
-#[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<(HeaderMap, Bytes)>>>);
-
-impl Collector {
-    async fn start() -> (Self, String) {
-        let collector = Self::default();
-        let take = async |State(collector): State<Collector>, headers: HeaderMap, body: Bytes| {
-            collector.0.lock().unwrap().push((headers, body));
-        };
-        let router = Router::new().route("/v1/traces", post(take)).with_state(collector.clone());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        Handle::current().spawn(async move { axum::serve(listener, router).await });
-        (collector, endpoint)
-    }
-
-    fn spans(&self) -> Vec<Span> {
-        let messages = self.0.lock().unwrap().clone();
-        let decode = |(_, body): &(HeaderMap, Bytes)| ExportTraceServiceRequest::decode(body.clone()).unwrap();
-        let resources = messages.iter().map(decode).flat_map(|message| message.resource_spans);
-        resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
-    }
+fn spans(collector: &Collector) -> Vec<Span> {
+    let messages = collector.messages();
+    let decode = |(_, body): &(_, _)| ExportTraceServiceRequest::decode(Bytes::clone(body)).unwrap();
+    let resources = messages.iter().map(decode).flat_map(|message| message.resource_spans);
+    resources.flat_map(|resource| resource.scope_spans).flat_map(|scope| scope.spans).collect()
 }
 
 fn tracer(endpoint: &str) -> Tracer {
@@ -70,7 +48,7 @@ async fn a_request_leaves_a_span_with_its_stages_below_and_nothing_of_what_was_s
     app.stop().await;
     tracer.shutdown(Duration::from_secs(5)).await;
 
-    let spans = collector.spans();
+    let spans = spans(&collector);
     let root = spans.iter().find(|span| span.name == "chat fake").unwrap();
     assert_eq!(hex(&root.trace_id), "0af7651916cd43dd8448eb211c80319c", "the caller's trace goes on");
     assert_eq!(hex(&root.parent_span_id), "b7ad6b7169203331");
@@ -86,7 +64,7 @@ async fn a_request_leaves_a_span_with_its_stages_below_and_nothing_of_what_was_s
         assert!(span.end_time_unix_nano >= span.start_time_unix_nano, "{}", span.name);
         assert!(span.start_time_unix_nano >= root.start_time_unix_nano, "{}", span.name);
     }
-    let messages = collector.0.lock().unwrap();
+    let messages = collector.messages();
     assert!(messages.iter().all(|(headers, _)| headers["authorization"] == "Basic secret"));
     let key = user.key.unwrap();
     for secret in ["xylophone", "zebra", "ann-of-the-traces", &key] {
@@ -121,7 +99,7 @@ async fn a_request_that_is_refused_leaves_a_span_with_status_and_reason_and_no_s
     tracer.shutdown(Duration::from_secs(5)).await;
 
     let roots =
-        collector.spans().into_iter().filter(|span| span.name.starts_with(['c', 't']) && span.name != "tokenize");
+        spans(&collector).into_iter().filter(|span| span.name.starts_with(['c', 't']) && span.name != "tokenize");
     let mut found: Vec<_> = roots
         .map(|span| {
             let status = attribute(&span, "http.response.status_code");
@@ -133,7 +111,7 @@ async fn a_request_that_is_refused_leaves_a_span_with_status_and_reason_and_no_s
     found.sort();
     expected.sort();
     assert_eq!(found, expected);
-    let messages = collector.0.lock().unwrap();
+    let messages = collector.messages();
     let key = user.key.unwrap();
     for secret in ["xylophone", wrong, &key] {
         let holds = |(_, body): &(HeaderMap, Bytes)| body.windows(secret.len()).any(|part| part == secret.as_bytes());

@@ -80,6 +80,14 @@ pub(super) fn resolve(
     if !url.starts_with("https://") && !url.starts_with("http://") {
         return Err(wrong("webhook_url", "must begin with https:// or http://"));
     }
+    let authority =
+        url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?', '#']).next().unwrap_or_default());
+    if authority.contains('@') {
+        return Err(wrong(
+            "webhook_url",
+            "must hold no credentials: it is shown in the log, and what is sent is signed",
+        ));
+    }
     let secret = match (&environment.webhook_secret, &raw.webhook_secret_file) {
         (Some(secret), _) => SecretSource::Given(Secret::new(secret.clone())),
         (None, Some(file)) => SecretSource::File(file.clone()),

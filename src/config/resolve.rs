@@ -653,6 +653,7 @@ mod tests {
             ("[notices]\nthresholds = [0]\n", "`notices.thresholds` (line 2)"),
             ("[notices]\nwebhook_url = \"ftp://a\"\n", "`notices.webhook_url` (line 2)"),
             ("[notices]\nwebhook_url = \"https://a\"\n", "MILLGATE_WEBHOOK_SECRET"),
+            ("[notices]\nwebhook_url = \"https://me:pass@a/b\"\n", "must hold no credentials"),
             ("[tiers]\nnew_limits = []\n", "`tiers.new_limits` (line 2)"),
             ("[tiers]\nnew_limits = [\"5 bananas / 1m\"]\n", "`tiers.new_limits` (line 2)"),
             ("[tokens]\nlongest_life = \"25h\"\n", "`tokens.longest_life` (line 2)"),

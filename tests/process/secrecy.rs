@@ -4,9 +4,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::server::{ADMIN_KEY, ServerProcess, chat_body};
+use super::server::{ADMIN_KEY, ServerProcess, chat_body, serve_command};
+use crate::support::Collector;
 
 const PROMPT: &str = "xyzzy-plugh: tell me about limits";
+const WEBHOOK_SECRET: &str = "signs-what-the-webhook-is-sent";
 /// Credentials of strangers: never valid, and no less secret.
 const STRANGERS: [&str; 3] = [
     "sk-mg_0123456789ab_thesecretpartofastrangerskeythatnobodymade",
@@ -49,14 +51,20 @@ async fn nothing_that_is_said_and_no_key_is_ever_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_credential_made_or_presented_is_in_the_output_the_errors_the_metrics_or_any_file() {
+async fn no_credential_made_or_presented_is_in_the_output_the_errors_the_metrics_the_traces_or_any_file() {
     let folder = tempfile::tempdir().unwrap();
-    let mut server = loud_server(folder.path()).await;
-    let mut secrets = vec![ADMIN_KEY.to_owned()];
+    let (collector, endpoint) = Collector::start().await;
+    // By name, so that it is not taken for the address of the server itself.
+    let endpoint = endpoint.replace("127.0.0.1", "localhost");
+    let more = format!("[traces]\nendpoint = \"{endpoint}\"\n[notices]\nwebhook_url = \"{endpoint}/notices\"\n");
+    let mut server = loud_server_with(folder.path(), &more).await;
+    let mut secrets = vec![ADMIN_KEY.to_owned(), WEBHOOK_SECRET.to_owned()];
     let mut told = String::new();
 
     make_credentials(&server, &mut secrets).await;
     secrets.extend(STRANGERS.map(str::to_owned));
+    // Something that leaves a whole trace.
+    assert_eq!(server.chat(&chat_body("Hello?", 1)).await.body["object"], "chat.completion");
     for secret in &secrets {
         told += &misuse(&server, secret).await;
     }
@@ -69,19 +77,32 @@ async fn no_credential_made_or_presented_is_in_the_output_the_errors_the_metrics
     assert!(server.ended().await.success());
     refuse_in_files(folder.path(), &secrets);
 
+    let traced = collector.messages();
+    assert!(traced.iter().any(|(_, body)| holds(body, b"chat demo")), "requests left traces");
     let printed = server.rest_of_output().await;
     assert!(printed.contains("TRACE") && printed.contains("answered 401"), "it was loud: {printed}");
     for secret in &secrets {
         let hidden = essence(secret);
         assert!(!printed.contains(hidden), "`{hidden}` was printed");
         assert!(!told.contains(hidden), "`{hidden}` was told: {told}");
+        assert!(!traced.iter().any(|(_, body)| holds(body, hidden.as_bytes())), "`{hidden}` was traced");
     }
 }
 
 async fn loud_server(folder: &Path) -> ServerProcess {
+    loud_server_with(folder, "").await
+}
+
+async fn loud_server_with(folder: &Path, more: &str) -> ServerProcess {
     let config = folder.join("loud.toml");
-    std::fs::write(&config, "[log]\nlevel = \"trace\"\n").unwrap();
-    ServerProcess::start(folder, &["--config", config.to_str().unwrap()]).await
+    std::fs::write(&config, format!("[log]\nlevel = \"trace\"\n{more}")).unwrap();
+    let mut command = serve_command(folder, &["--config", config.to_str().unwrap()]);
+    command.env("MILLGATE_WEBHOOK_SECRET", WEBHOOK_SECRET);
+    ServerProcess::launch(command).await
+}
+
+fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
 }
 
 /// One of every kind that this server makes.
@@ -92,27 +113,18 @@ async fn make_credentials(server: &ServerProcess, secrets: &mut Vec<String>) {
     let hers = made(server, "/admin/v1/api-keys", json!({"user": "ann", "name": "hers"}), "key").await;
     secrets.push(hers["key"].as_str().unwrap().to_owned());
     let path = format!("/v1/api-keys/{}/rotate", first["id"].as_str().unwrap());
-    if let Some(rotated) = made_if_supported(server, &path, json!({}), "key").await {
-        secrets.push(rotated["key"].as_str().unwrap().to_owned());
-    }
-    if let Some(token) = made_if_supported(server, "/v1/tokens", json!({}), "token").await {
-        secrets.push(token["token"].as_str().unwrap().to_owned());
+    for (path, field) in [(path.as_str(), "key"), ("/v1/tokens", "token")] {
+        let made = made(server, path, json!({}), field).await;
+        secrets.push(made[field].as_str().unwrap().to_owned());
     }
 }
 
 async fn made(server: &ServerProcess, path: &str, body: Value, field: &str) -> Value {
-    made_if_supported(server, path, body, field).await.unwrap_or_else(|| panic!("{path} is supported"))
-}
-
-async fn made_if_supported(server: &ServerProcess, path: &str, body: Value, field: &str) -> Option<Value> {
     let reply = server.post(path, &body).send().await.unwrap();
     let status = reply.status();
     let body: Value = reply.json().await.unwrap();
-    if status == 400 && body["error"]["message"].as_str().unwrap().contains("not supported yet") {
-        return None;
-    }
     assert!(status.is_success() && body[field].is_string(), "{path}: {body}");
-    Some(body)
+    body
 }
 
 /// Presents a credential in the right place and in every wrong one; what came back.
@@ -156,9 +168,7 @@ fn refuse_in_files(folder: &Path, secrets: &[String]) {
         let Ok(bytes) = std::fs::read(&path) else { continue };
         files += 1;
         for secret in secrets {
-            let hidden = essence(secret).as_bytes();
-            let is_there = bytes.windows(hidden.len()).any(|window| window == hidden);
-            assert!(!is_there, "`{secret}` is in `{}`", path.display());
+            assert!(!holds(&bytes, essence(secret).as_bytes()), "`{secret}` is in `{}`", path.display());
         }
     }
     assert!(files >= 2, "the data directory holds files");

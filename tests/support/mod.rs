@@ -4,6 +4,7 @@
 
 mod actor;
 mod app;
+mod collector;
 pub(crate) mod contract;
 mod issuer;
 mod raw;
@@ -11,6 +12,7 @@ mod reply;
 
 pub(crate) use actor::{Actor, chat_body};
 pub(crate) use app::{Builder, MODEL, TestApp, TierSpec};
+pub(crate) use collector::Collector;
 pub(crate) use issuer::{Issuer, IssuerKey, sign_with_secret, unsigned};
 pub(crate) use raw::{exchange, exchange_slowly};
 pub(crate) use reply::{Reply, without_ids};
