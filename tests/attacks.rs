@@ -246,6 +246,38 @@ async fn guessing_keys_is_slow_for_the_guesser_behind_a_proxy_and_for_nobody_els
 }
 
 #[tokio::test]
+async fn nobody_fills_the_audit_log_or_holds_up_administration_with_changes_to_their_own_keys() {
+    let app = TestApp::new().start().await;
+    let (eve, ann) = (app.user("eve", &[]).await, app.user("ann", &[]).await);
+    let made = eve.post("/v1/api-keys", &json!({"name": "spare"})).await.json();
+    let spare = format!("/v1/api-keys/{}", made["id"].as_str().unwrap());
+    for round in 1..120 {
+        let reply = match round % 3 {
+            0 => eve.delete("/v1/tokens").await,
+            1 => eve.send_json("PATCH", &spare, &json!({"name": format!("{round}")})).await,
+            _ => eve.post(&format!("{spare}/rotate"), &json!({})).await,
+        };
+        assert!(reply.status < 300, "{round}: {}", reply.body);
+    }
+    let rows = async || app.admin().get("/admin/v1/audit?limit=1").await.json()["data"][0]["id"].clone();
+    let before = rows().await;
+    for refused in [
+        eve.delete("/v1/tokens").await,
+        eve.send_json("PATCH", &spare, &json!({"name": "x"})).await,
+        eve.post(&format!("{spare}/rotate"), &json!({})).await,
+        eve.post("/v1/api-keys", &json!({"name": "x"})).await,
+    ] {
+        assert_eq!((refused.status, refused.json()["error"]["type"].as_str()), (429, Some("rate_limit_error")));
+        assert!(refused.retry_after().unwrap() <= Duration::from_millis(500));
+    }
+    assert_eq!(rows().await, before, "what is refused is not written");
+    assert_eq!(eve.delete(&spare).await.status, 200, "nobody is kept from ending a key");
+    assert_eq!(ann.post("/v1/api-keys", &json!({"name": "hers"})).await.status, 201, "others are not concerned");
+    app.advance(Duration::from_millis(500));
+    assert_eq!(eve.delete("/v1/tokens").await.status, 204, "two a second are allowed again");
+}
+
+#[tokio::test]
 async fn raw_nonsense_in_headers_is_answered_and_never_a_500() {
     let app = TestApp::new().start().await;
     let key = app.user("ann", &[]).await.key.unwrap();

@@ -214,6 +214,11 @@ impl From<ServiceError> for ApiError {
             ServiceError::Conflict(message) => Self::new(Kind::Conflict, message),
             ServiceError::Invalid { param, message } => Self::invalid(Some(param), message),
             ServiceError::Forbidden(message) => Self::new(Kind::Forbidden, message),
+            ServiceError::TooManyChanges { retry_after } => {
+                Self::new(Kind::RateLimited, "Rate limit exceeded. Too many changes to your keys and tokens.")
+                    .with_retry_after(retry_after)
+                    .with_detail(json!({"reason": "too_many_changes", "retry_after_ms": retry_after_ms(retry_after)}))
+            }
             ServiceError::Unavailable(source) => {
                 tracing::error!(error = %source, "the store failed on a request");
                 Self::unavailable("The store cannot be used at the moment. Please retry later.", STORE_PAUSE)

@@ -1,5 +1,7 @@
-//! Failed credentials are counted by source, so that guessing is slow; a credential that is right always passes.
+//! What is bounded before any limit of a tier: failed credentials by source, so that guessing is slow while a credential that
+//! is right always passes, and changes that users make to their own keys and tokens.
 
+use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -26,31 +28,44 @@ impl GcraClock for Steady {
     }
 }
 
-/// Counts failures by source.
-pub(super) struct FailureGuard {
+/// Counts what each of many does in a minute.
+pub(super) struct Guard<K: Hash + Eq + Clone> {
     clock: Steady,
-    limiter: RateLimiter<IpAddr, DashMapStateStore<IpAddr>, Steady, NoOpMiddleware<Nanos>>,
+    limiter: RateLimiter<K, DashMapStateStore<K>, Steady, NoOpMiddleware<Nanos>>,
 }
 
-impl FailureGuard {
-    /// Allows `per_minute` failures a minute and source, at least one.
+/// Counts failed credentials by source.
+pub(super) type FailureGuard = Guard<IpAddr>;
+
+impl<K: Hash + Eq + Clone> Guard<K> {
+    /// Allows so much a minute and key, at least one.
     pub(super) fn new(per_minute: u32, clock: Arc<dyn Clock>) -> Self {
         let quota = Quota::per_minute(NonZeroU32::new(per_minute).unwrap_or(NonZeroU32::MIN));
         let clock = Steady(clock);
         Self { limiter: RateLimiter::dashmap_with_clock(quota, clock.clone()), clock }
     }
 
+    /// Counts one.
+    ///
+    /// # Errors
+    /// The time to wait, when it is one too many.
+    pub(super) fn note(&self, key: &K) -> Result<(), Duration> {
+        self.limiter.check_key(key).map_err(|not_until| not_until.wait_time_from(self.clock.now()))
+    }
+
+    /// Forgets those that have been quiet; called now and then, so that memory stays bounded.
+    pub(super) fn forget_quiet(&self) {
+        self.limiter.retain_recent();
+    }
+}
+
+impl FailureGuard {
     /// Counts one failure.
     ///
     /// # Errors
     /// The time to wait, when the source has failed too often.
     pub(super) fn failed(&self, source: IpAddr) -> Result<(), Duration> {
-        self.limiter.check_key(&network(source)).map_err(|not_until| not_until.wait_time_from(self.clock.now()))
-    }
-
-    /// Forgets sources that have been quiet; called now and then, so that memory stays bounded.
-    pub(super) fn forget_quiet(&self) {
-        self.limiter.retain_recent();
+        self.note(&network(source))
     }
 }
 

@@ -130,6 +130,12 @@ pub enum ServiceError {
     /// The caller may not do this.
     #[error("{0}")]
     Forbidden(String),
+    /// The caller has changed too much lately.
+    #[error("too many changes to keys and tokens")]
+    TooManyChanges {
+        /// When the next one is taken.
+        retry_after: Duration,
+    },
     /// The store cannot be used at the moment.
     #[error("the store cannot be used at the moment")]
     Unavailable(#[source] StoreError),

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::bootstrap::{self, FirstStart};
 use super::clock::{Clock, micros};
 use super::config::Config;
-use super::edge::FailureGuard;
+use super::edge::{FailureGuard, Guard};
 use super::error::{AuthFailure, Denied, LimitStanding, Refusal, StandingError, StartError};
 use super::identity::Identities;
 use super::keys::{Credential, Presented};
@@ -23,6 +23,7 @@ use super::policy::{Largest, Principal};
 use super::ports::{Counters, Need, Records, Reserved};
 use super::rebuild;
 use super::reconcile::{Meter, Sums};
+use super::records::UserId;
 use super::refusals::Refusals;
 use super::settler::{self, Settler, Unsettled};
 use super::tier_files::Watched;
@@ -51,6 +52,8 @@ pub(super) struct Core {
     /// Replays read much; one runs at a time.
     pub(super) replays: Semaphore,
     edge: FailureGuard,
+    /// Changes that users make to their own keys and tokens.
+    pub(super) own_changes: Guard<UserId>,
     pub(super) tasks: TaskTracker,
     stop: CancellationToken,
     pub(super) stop_settler: CancellationToken,
@@ -216,6 +219,7 @@ impl Core {
         let (settler, queue) = Settler::new();
         let core = Arc::new(Self {
             edge: FailureGuard::new(config.failed_credentials_per_minute, clock.clone()),
+            own_changes: Guard::new(OWN_CHANGES_PER_MINUTE, clock.clone()),
             identities,
             tokens: Tokens::default(),
             providers,
@@ -270,6 +274,9 @@ impl Core {
     }
 }
 
+/// Changes to their own keys and tokens that a user may make in a minute: far more than anybody needs, too few to fill the
+/// audit log or to keep administrators from changing anything.
+const OWN_CHANGES_PER_MINUTE: u32 = 120;
 /// How long an ephemeral key that is over stays in lists.
 const EPHEMERAL_KEPT: Duration = Duration::from_secs(30 * 60);
 /// How long one stays that counts on limits of keys: longer than any calendar period, so that after a restart what it used
@@ -303,6 +310,7 @@ async fn watch(core: Arc<Core>) {
             Governor(core.clone()).tend_signing_keys().await;
             forget_ephemeral_keys(&core).await;
             core.edge.forget_quiet();
+            core.own_changes.forget_quiet();
         }
     }
     write_last_used(&core).await;

@@ -69,6 +69,17 @@ pub(super) fn busy() -> ServiceError {
     })
 }
 
+impl Governor {
+    /// Counts a change that the caller makes to something of their own. Ending a key is none: each can be ended once, and
+    /// nobody must be kept from it.
+    pub(super) fn note_own_change(&self, actor: &Principal) -> Result<(), ServiceError> {
+        if actor.is_admin {
+            return Ok(());
+        }
+        self.0.own_changes.note(&actor.user).map_err(|retry_after| ServiceError::TooManyChanges { retry_after })
+    }
+}
+
 /// Administration hangs on the group, not on a tier.
 pub(super) fn require_admin(actor: &Principal) -> Result<(), ServiceError> {
     if actor.is_admin {

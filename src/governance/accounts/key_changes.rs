@@ -40,8 +40,9 @@ impl Governor {
     /// Changes one of the caller's keys; effective on the next request.
     ///
     /// # Errors
-    /// `NotFound`, `Invalid`; `Forbidden` for models and limits that an administrator set, or with a key that has some itself.
+    /// `NotFound`, `Invalid`, `TooManyChanges`; `Forbidden` for models and limits that an administrator set, or with a key that has some itself.
     pub async fn update_key(&self, actor: &Principal, id: &KeyId, patch: &KeyPatch) -> Result<Key, ServiceError> {
+        self.note_own_change(actor)?;
         self.update(actor, id, patch, Standpoint::Owner).await
     }
 
@@ -57,7 +58,7 @@ impl Governor {
     /// usage, end. A secret that an earlier rotation replaced stops at once.
     ///
     /// # Errors
-    /// `NotFound`, also for a revoked key; `Invalid`; `Conflict` for one that is over or configured; `Forbidden` for a key
+    /// `NotFound`, also for a revoked key; `Invalid`; `TooManyChanges`; `Conflict` for one that is over or configured; `Forbidden` for a key
     /// stronger than the one in use.
     pub async fn rotate_key(
         &self,
@@ -65,6 +66,7 @@ impl Governor {
         id: &KeyId,
         grace: Option<Duration>,
     ) -> Result<Issued, ServiceError> {
+        self.note_own_change(actor)?;
         self.rotate(actor, id, grace, Standpoint::Owner).await
     }
 

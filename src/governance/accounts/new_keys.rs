@@ -54,8 +54,9 @@ impl Governor {
     /// Makes a key for the caller; it is never stronger than the key they came with.
     ///
     /// # Errors
-    /// `Invalid`, `Forbidden` for a key that would be stronger, `Conflict` for too many.
+    /// `Invalid`, `Forbidden` for a key that would be stronger, `Conflict` for too many, `TooManyChanges`.
     pub async fn create_key(&self, actor: &Principal, new: NewKey) -> Result<Issued, ServiceError> {
+        self.note_own_change(actor)?;
         for _ in 0..ATTEMPTS {
             let tables = self.tables().await?;
             let user = self.0.records.user(actor.user).await?.ok_or(ServiceError::NotFound("user"))?;

@@ -90,8 +90,9 @@ impl Governor {
     /// Ends every token the caller has made; keys stay.
     ///
     /// # Errors
-    /// The store.
+    /// `TooManyChanges`, the store.
     pub async fn revoke_tokens(&self, actor: &Principal) -> Result<(), ServiceError> {
+        self.note_own_change(actor)?;
         self.end_tokens(actor.author(), actor.user).await
     }
 
