@@ -14,7 +14,7 @@ async fn key(app: &TestApp, who: &Actor, args: &[&str]) -> Output {
 }
 
 /// Runs `millgate ARGS` as the holder of a key, away from the working tree.
-async fn millgate(app: &TestApp, who: &Actor, args: &[&str]) -> Output {
+pub(crate) async fn millgate(app: &TestApp, who: &Actor, args: &[&str]) -> Output {
     let mut args: Vec<String> = args.iter().copied().map(str::to_owned).collect();
     args.extend(["--url".to_owned(), format!("http://{}", app.address)]);
     let secret = who.key.clone().unwrap();

@@ -19,6 +19,7 @@ mod audit;
 mod blackbox;
 mod cli;
 mod cli_keys;
+mod cli_tiers;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod engine;
