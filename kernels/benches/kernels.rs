@@ -2,7 +2,7 @@
 //! was measured to do in the same run.
 //!
 //! `cargo bench -p millgate-kernels [-- word…]` runs the lines that contain one of the words; `--threads N` sets the
-//! number of threads. One thread is timed by the CPU time it got, so that a busy machine matters less.
+//! number of threads, `--level avx2` takes slower instructions than the machine has. One thread is timed by the CPU time it got, so that a busy machine matters less.
 
 mod clock;
 mod peaks;
@@ -33,15 +33,26 @@ struct Bench {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let threads = arguments.iter().position(|a| a == "--threads").and_then(|i| arguments.get(i + 1)?.parse().ok());
-    let pool = threads.map_or_else(Pool::for_this_machine, Pool::new);
+    let after = |flag: &str| arguments.iter().position(|a| a == flag).and_then(|i| arguments.get(i + 1));
+    let threads = after("--threads").and_then(|n| n.parse().ok());
+    let threads = threads.unwrap_or_else(|| Pool::for_this_machine().threads());
+    let level = after("--level").map_or(Level::of_this_machine(), |name| {
+        let named = Level::ALL.into_iter().find(|level| format!("{level:?}").eq_ignore_ascii_case(name));
+        named.unwrap_or_else(|| panic!("--level {name}: one of {:?}", Level::ALL))
+    });
+    let pool = Pool::with_level(threads, level).unwrap_or_else(|| panic!("this machine has no {level:?}"));
     say(&format!("{:?}, {} threads", pool.level(), pool.threads()));
     let peaks = peaks::Peaks::measure(&pool);
     say(&format!(
-        "peaks: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 dot {:.0} GFLOP/s, int8 dot {:.0} GOP/s",
-        peaks.read, peaks.f32, peaks.bf16, peaks.int8
+        "peaks: read {:.1} GB/s, f32 {:.0} GFLOP/s, bf16 dot {:.0} GFLOP/s, int8 dot {:.0} GOP/s, bf16 tiles {:.0} \
+         GFLOP/s",
+        peaks.read, peaks.f32, peaks.bf16, peaks.int8, peaks.bf16_tiles
     ));
-    let words = arguments.into_iter().filter(|a| !a.starts_with("--") && a.parse::<usize>().is_err()).collect();
+    let mut words = arguments;
+    while let Some(flag) = words.iter().position(|a| a == "--threads" || a == "--level") {
+        words.drain(flag..(flag + 2).min(words.len()));
+    }
+    words.retain(|word| !word.starts_with("--"));
     let mut bench = Bench { pool, words, peaks, random: Random(1) };
     bench.decode();
     bench.batches();
@@ -84,8 +95,11 @@ impl Bench {
     fn fitting_peak(&self, format: WeightFormat) -> f64 {
         match format {
             WeightFormat::F32 | WeightFormat::F16 => self.peaks.f32,
-            WeightFormat::Bf16 if self.pool.level() == Level::Avx512Bf16 => self.peaks.bf16,
-            WeightFormat::Bf16 => self.peaks.f32,
+            WeightFormat::Bf16 => match self.pool.level() {
+                Level::Amx => self.peaks.bf16_tiles,
+                Level::Avx512Bf16 => self.peaks.bf16,
+                Level::Scalar | Level::Avx2 | Level::Avx512 => self.peaks.f32,
+            },
             _ => self.peaks.int8,
         }
     }

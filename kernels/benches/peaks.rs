@@ -11,6 +11,8 @@ pub(crate) struct Peaks {
     pub(crate) f32: f64,
     pub(crate) bf16: f64,
     pub(crate) int8: f64,
+    /// Tiles of 16 x 16 sums over 32 inputs.
+    pub(crate) bf16_tiles: f64,
 }
 
 impl Peaks {
@@ -20,6 +22,7 @@ impl Peaks {
             f32: rate(pool, f32_sums, 32.0),
             bf16: rate(pool, bf16_sums, 64.0),
             int8: rate(pool, int8_sums, 128.0),
+            bf16_tiles: rate(pool, tile_sums, 16_384.0),
         }
     }
 }
@@ -28,7 +31,7 @@ const STEPS: usize = 2_000_000;
 /// Independent sums, enough to hide the latency of a step.
 const SUMS: usize = 16;
 
-/// Best of five rounds of `work` on every thread; `operations`: of one 512-bit instruction.
+/// Best of five rounds of `work` on every thread; `operations`: of one instruction.
 fn rate(pool: &Pool, work: fn(Level) -> bool, operations: f64) -> f64 {
     let mut best = 0.0f64;
     for _ in 0..5 {
@@ -77,9 +80,9 @@ fn read(pool: &Pool) -> f64 {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-use no_vectors::{bf16_sums, f32_sums, int8_sums};
+use no_vectors::{bf16_sums, f32_sums, int8_sums, tile_sums};
 #[cfg(target_arch = "x86_64")]
-use vectors::{bf16_sums, f32_sums, int8_sums};
+use vectors::{bf16_sums, f32_sums, int8_sums, tile_sums};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod no_vectors {
@@ -93,12 +96,16 @@ mod no_vectors {
     pub(super) fn int8_sums(_: Level) -> bool {
         false
     }
+    pub(super) fn tile_sums(_: Level) -> bool {
+        false
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod vectors {
     use super::{STEPS, SUMS, black_box};
     use millgate_kernels::Level;
+    use std::arch::asm;
     use std::arch::x86_64::*;
 
     pub(super) fn f32_sums(level: Level) -> bool {
@@ -159,6 +166,39 @@ mod vectors {
         }
         // SAFETY: the level includes AVX-512 VNNI.
         unsafe { run() };
+        true
+    }
+
+    pub(super) fn tile_sums(level: Level) -> bool {
+        /// Palette 1: eight tiles of 16 rows of 64 bytes.
+        #[repr(align(64))]
+        struct Shapes([u8; 64]);
+        if level < Level::Amx {
+            return false;
+        }
+        let mut shapes = Shapes([0; 64]);
+        shapes.0[0] = 1;
+        for tile in 0..8 {
+            shapes.0[16 + 2 * tile] = 64;
+            shapes.0[48 + tile] = 16;
+        }
+        // SAFETY: the level includes tiles; nothing is stored.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shapes}]",
+                "2:",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {n}",
+                "jnz 2b",
+                "tilerelease",
+                shapes = in(reg) &raw const shapes, n = inout(reg) STEPS * SUMS / 4 => _, options(nostack),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            );
+        }
         true
     }
 }

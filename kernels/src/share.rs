@@ -52,20 +52,36 @@ pub(crate) fn rows_per_part(pool: &Pool, rows: usize, width: usize) -> usize {
 #[repr(align(64))]
 pub(crate) struct Line(#[expect(dead_code, reason = "reached as a stretch of floats only")] [f32; 16]);
 
-/// Aligned floats that a thread keeps between calls, so that a step allocates nothing.
-pub(crate) fn with_scratch<R>(
+/// What may lie on cache lines with any bits.
+///
+/// # Safety
+/// No padding, no bits that are no value, aligned to at most 64 bytes.
+pub(crate) unsafe trait Plain {}
+// SAFETY: four tiles of floats of 1 KiB each, on a cache line.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Plain for crate::cpu::amx::Sums {}
+// SAFETY: a plain number of 1 byte.
+unsafe impl Plain for u8 {}
+// SAFETY: a plain number of 4 bytes.
+unsafe impl Plain for u32 {}
+// SAFETY: a plain number of 4 bytes.
+unsafe impl Plain for f32 {}
+
+/// Numbers on cache lines that a thread keeps between calls, so that a step allocates nothing; what they hold at first is
+/// whatever was there before.
+pub(crate) fn with_scratch<T: Plain, R>(
     place: &'static std::thread::LocalKey<Cell<Vec<Line>>>,
     len: usize,
-    work: impl FnOnce(&mut [f32]) -> R,
+    work: impl FnOnce(&mut [T]) -> R,
 ) -> R {
     let mut lines = place.take();
-    let wanted = len.div_ceil(16);
+    let wanted = (len * size_of::<T>()).div_ceil(size_of::<Line>());
     if lines.len() < wanted {
         lines.resize(wanted, Line([0.0; 16]));
     }
-    // SAFETY: a line is sixteen floats without padding.
-    let floats = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), len) };
-    let result = work(floats);
+    // SAFETY: lines are initialised, without padding, and `len` numbers fit; any bits are a `T`.
+    let numbers = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<T>(), len) };
+    let result = work(numbers);
     place.set(lines);
     result
 }

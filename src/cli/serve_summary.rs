@@ -57,6 +57,7 @@ fn instructions(level: Level) -> &'static str {
         Level::Avx2 => "AVX2",
         Level::Avx512 => "AVX-512 with VNNI",
         Level::Avx512Bf16 => "AVX-512 with VNNI and bf16",
+        Level::Amx => "AVX-512 with VNNI and bf16, AMX",
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::by_level;
 use super::lanes::to_bf16;
-use super::tile::{RUN_WORDS, XPacking};
+use super::tile::{BF16_STRETCH, RUN_WORDS, XPacking};
 use crate::WeightFormat;
 use crate::quant::{RUN, offset};
 
@@ -28,23 +28,39 @@ by_level! {
 
 #[inline(always)]
 fn pack(input: &ActivationRows<'_>, tile: &mut [u32]) {
-    if input.x.len() < input.m * input.cols || !input.cols.is_multiple_of(2) {
+    if input.x.len() < input.m * input.cols || !input.cols.is_multiple_of(BF16_STRETCH) {
         tile.fill(0);
     }
+    let m = input.m;
     for (r, x) in input.x.chunks_exact(input.cols).enumerate() {
-        let tile = &mut tile[r..];
         match input.packing {
-            XPacking::F32 => place(x.iter().map(|v| v.to_bits()), tile, input.m),
-            XPacking::Bf16AsF32 => place(x.iter().map(|v| u32::from(to_bf16(*v)) << 16), tile, input.m),
+            XPacking::F32 => place(x.iter().map(|v| v.to_bits()), &mut tile[r..], m),
+            XPacking::Bf16AsF32 => place(x.iter().map(|v| u32::from(to_bf16(*v)) << 16), &mut tile[r..], m),
             XPacking::Bf16Pairs => {
                 let (pairs, odd) = x.as_chunks::<2>();
-                let pair = |a: f32, b: f32| u32::from(to_bf16(a)) | u32::from(to_bf16(b)) << 16;
-                let odd = odd.iter().map(|&v| pair(v, 0.0));
-                place(pairs.iter().map(|&[a, b]| pair(a, b)).chain(odd), tile, input.m);
+                let odd = odd.iter().map(|&v| bf16_pair(v, 0.0));
+                place(pairs.iter().map(|&[a, b]| bf16_pair(a, b)).chain(odd), &mut tile[r..], m);
             }
-            XPacking::Bytes => pack_bytes(x, input.format, tile, input.m),
+            XPacking::Bf16Rows => {
+                for (x, tile) in x.chunks(BF16_STRETCH).zip(tile.chunks_mut(BF16_STRETCH / 2 * m)) {
+                    let words = &mut tile[BF16_STRETCH / 2 * r..][..BF16_STRETCH / 2];
+                    let (pairs, odd) = x.as_chunks::<2>();
+                    for (word, &[a, b]) in words.iter_mut().zip(pairs) {
+                        *word = bf16_pair(a, b);
+                    }
+                    if let &[last] = odd {
+                        words[pairs.len()] = bf16_pair(last, 0.0);
+                    }
+                }
+            }
+            XPacking::Bytes => pack_bytes(x, input.format, &mut tile[r..], m),
         }
     }
+}
+
+#[inline(always)]
+fn bf16_pair(first: f32, second: f32) -> u32 {
+    u32::from(to_bf16(first)) | u32::from(to_bf16(second)) << 16
 }
 
 #[inline(always)]

@@ -23,7 +23,7 @@ macro_rules! by_level {
                     // SAFETY: a pool is only built with a level this machine has.
                     $crate::Level::Avx2 => return unsafe { on_avx2($($arg),*) },
                     // SAFETY: as above.
-                    $crate::Level::Avx512 | $crate::Level::Avx512Bf16 => return unsafe { on_avx512($($arg),*) },
+                    $crate::Level::Avx512 | $crate::Level::Avx512Bf16 | $crate::Level::Amx => return unsafe { on_avx512($($arg),*) },
                 }
             }
             let _ = level;

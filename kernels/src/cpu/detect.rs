@@ -11,11 +11,13 @@ pub enum Level {
     Avx512,
     /// The same with bf16 dot products (Intel since Sapphire Rapids, AMD since Zen 4).
     Avx512Bf16,
+    /// The same with tile registers for bytes and bf16 (Intel Xeon since Sapphire Rapids).
+    Amx,
 }
 
 impl Level {
     /// All levels, slowest first.
-    pub const ALL: [Level; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Level; 5] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The level expected to be fastest on this machine.
     ///
@@ -43,6 +45,7 @@ impl Level {
                     && has!("avx512vnni")
             }
             Self::Avx512Bf16 => Self::Avx512.is_available() && has!("avx512bf16"),
+            Self::Amx => Self::Avx512Bf16.is_available() && super::amx::are_available(),
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -16,4 +18,4 @@ pub(crate) use activations::{ActivationRows, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
 pub(crate) use prefetch::prefetch;
-pub(crate) use tile::{Kernel, Out, StridedTile, TileInput, f32_tile};
+pub(crate) use tile::{BF16_STRETCH, Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};

@@ -16,6 +16,9 @@ pub(crate) enum XPacking {
     /// `[cols / 2][m]` pairs of bf16.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for bf16 dot products of x86"))]
     Bf16Pairs,
+    /// Per stretch of [`BF16_STRETCH`] inputs: `[m][16]` pairs of bf16, `cols` padded to whole stretches.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the tile registers of x86"))]
+    Bf16Rows,
     /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, two times `[m]` of format-dependent sums.
     Bytes,
 }
@@ -27,10 +30,14 @@ impl XPacking {
             Self::F32 => cols,
             Self::Bf16AsF32 => cols.next_multiple_of(2),
             Self::Bf16Pairs => cols.div_ceil(2),
+            Self::Bf16Rows => cols.div_ceil(BF16_STRETCH) * (BF16_STRETCH / 2),
             Self::Bytes => cols / 32 * RUN_WORDS,
         }
     }
 }
+
+/// Inputs of one row of [`XPacking::Bf16Rows`]: as many as a tile register is deep.
+pub(crate) const BF16_STRETCH: usize = 32;
 
 /// Words a row and run take in [`XPacking::Bytes`]: eight of codes, scale, two sums.
 pub(crate) const RUN_WORDS: usize = 11;
@@ -103,7 +110,9 @@ impl Kernel {
         match level {
             Level::Scalar => {}
             Level::Avx2 => return super::avx2::kernel(format),
-            Level::Avx512 | Level::Avx512Bf16 => return super::avx512::kernel(format, level == Level::Avx512Bf16),
+            // The products that tile registers are for do not come here.
+            Level::Avx512 | Level::Amx => return super::avx512::kernel(format, false),
+            Level::Avx512Bf16 => return super::avx512::kernel(format, true),
         }
         let _ = level;
         scalar::kernel(format)
@@ -155,7 +164,7 @@ pub(crate) unsafe fn f32_tile(level: Level, tile: &StridedTile) {
         match level {
             Level::Scalar => {}
             Level::Avx2 => return super::avx2::f32_tile(tile),
-            Level::Avx512 | Level::Avx512Bf16 => return super::avx512::f32_tile(tile),
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return super::avx512::f32_tile(tile),
         }
         let _ = level;
         scalar::f32_tile(tile);
