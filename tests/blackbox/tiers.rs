@@ -1,10 +1,10 @@
 //! Tiers from outside: who gets which, what a change does to the next request, and that there is no wall.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use millgate::governance::ports::{Change, Edit, Records};
 use millgate::governance::records::{KeyRecord, SetBy};
-use millgate::governance::{Author, Credential, Governor, Secret, keys};
+use millgate::governance::{Author, Credential, Secret, keys};
 use serde_json::{Value, json};
 
 use crate::governance_house::HERE;
@@ -271,25 +271,11 @@ async fn groups_are_made_once_listed_in_pages_and_checked() {
     app.stop().await;
 }
 
-/// The middle of many measurements of one authentication.
-async fn authentication(governor: &Governor, key: &Secret) -> Duration {
-    let mut times = Vec::with_capacity(400);
-    for _ in 0..400 {
-        let started = Instant::now();
-        governor.authenticate(&Credential::parse(key.reveal()), HERE).await.expect("the key works");
-        times.push(started.elapsed());
-    }
-    times.sort();
-    times[times.len() / 2]
-}
-
 #[tokio::test]
 async fn x15_two_thousand_tiers_limits_and_keys_are_no_wall() {
     const MANY: u32 = 2000;
     let app = TestApp::new().start().await;
     let ann = app.user("ann", &["group-1999"]).await;
-    let key = Secret::new(ann.key.clone().expect("a key"));
-    let few = authentication(&app.governor, &key).await;
 
     let tier = |n: u32| json!({"name": format!("t{n}"), "level": n + 10, "groups": [format!("group-{n}")]});
     let mut tiers: Vec<Value> = (0..MANY).map(tier).collect();
@@ -310,16 +296,22 @@ async fn x15_two_thousand_tiers_limits_and_keys_are_no_wall() {
         seen.is_ok_and(|who| who.policy.version >= version)
     })
     .await;
-    for key in minted.iter().step_by(97) {
+    let recognised = async |key: &Secret| {
         let who = app.governor.authenticate(&Credential::parse(key.reveal()), HERE).await.expect("every key works");
-        assert_eq!(who.policy.tier_name(), Some("t1999"));
+        who.policy.tier_name() == Some("t1999")
+    };
+    for key in &minted {
+        assert!(recognised(key).await);
     }
-    let many = authentication(&app.governor, &key).await;
-    assert!(many < few * 10 + Duration::from_micros(50), "{few:?} with few, {many:?} with many");
     assert_eq!(ann.get("/v1/me").await.json()["tier"], "t1999");
     let answers = [ann.chat("hi").await.status, ann.chat("hi").await.status, ann.chat("hi").await.status];
     assert_eq!(answers, [200, 200, 429], "the limit among two thousand holds");
-    app.stop().await;
+    // Who was seen once costs no look-up, however many there are.
+    app.records.close().await;
+    for key in &minted {
+        assert!(recognised(key).await);
+    }
+    assert_eq!(ann.chat("hi").await.status, 429);
 }
 
 fn a_key(user: millgate::governance::UserId) -> (Secret, Change) {
