@@ -1,5 +1,8 @@
 //! The paged cache of keys and values of one layer.
 //!
+//! The layers of a model lie in one stretch of memory, block by block and inside a block layer by layer: what a sequence
+//! takes is the memory of its own blocks, not a page of every layer.
+//!
 //! Keys of a block and head lie as `[head_dim][32]`, so that 32 scores are computed side by side; values as
 //! `[32][head_dim]`, so that their weighted sum is.
 
@@ -8,6 +11,7 @@ use crate::error::expect_below;
 use crate::memory::HugeBuffer;
 use crate::share::Shared;
 use half::bf16;
+use std::sync::Arc;
 
 /// Tokens of one cache block.
 pub const BLOCK_TOKENS: usize = 32;
@@ -61,24 +65,45 @@ impl KvShape {
 pub struct KvLayer {
     shape: KvShape,
     num_blocks: usize,
-    keys: HugeBuffer,
-    values: HugeBuffer,
+    memory: Arc<HugeBuffer>,
+    /// Where this layer's part of the first block begins, and bytes from block to block.
+    ///
+    /// INVARIANT: layers of one memory have parts that do not overlap, all inside the memory.
+    first: usize,
+    stride: usize,
 }
 
 impl KvLayer {
-    /// Reserves a zeroed cache of `num_blocks` blocks.
+    /// Reserves a zeroed cache of `num_blocks` blocks for one layer alone.
+    ///
+    /// # Errors
+    /// As [`KvLayer::stack`].
+    pub fn new(shape: KvShape, num_blocks: usize) -> Result<Self, KernelError> {
+        let mut layers = Self::stack(shape, 1, num_blocks)?;
+        Ok(layers.pop().expect("one layer was asked for"))
+    }
+
+    /// Reserves a zeroed cache of `num_blocks` blocks for every layer of a model.
     ///
     /// # Errors
     /// [`KernelError::Shape`] unless `head_dim` is a positive multiple of 8; [`KernelError::Alloc`] without memory.
-    pub fn new(shape: KvShape, num_blocks: usize) -> Result<Self, KernelError> {
+    pub fn stack(shape: KvShape, num_layers: usize, num_blocks: usize) -> Result<Vec<Self>, KernelError> {
         if shape.head_dim == 0 || !shape.head_dim.is_multiple_of(8) {
             let found = shape.head_dim;
             return Err(KernelError::Shape { op: "kv layer", what: "head_dim (a multiple)", found, wanted: 8 });
         }
-        let elements = shape.head_dim.checked_mul(BLOCK_TOKENS * shape.dtype.bytes());
-        let bytes = elements.and_then(|b| b.checked_mul(shape.kv_heads)?.checked_mul(num_blocks));
-        let bytes = bytes.ok_or(KernelError::Alloc { bytes: usize::MAX })?;
-        Ok(Self { shape, num_blocks, keys: HugeBuffer::zeroed(bytes)?, values: HugeBuffer::zeroed(bytes)? })
+        let sizes = [BLOCK_TOKENS * shape.dtype.bytes(), 2, shape.kv_heads, num_layers, num_blocks];
+        let bytes = sizes.into_iter().try_fold(shape.head_dim, usize::checked_mul);
+        let memory = Arc::new(HugeBuffer::zeroed(bytes.ok_or(KernelError::Alloc { bytes: usize::MAX })?)?);
+        let part = shape.bytes_per_block();
+        let layer = |index| Self {
+            shape,
+            num_blocks,
+            memory: Arc::clone(&memory),
+            first: index * part,
+            stride: num_layers * part,
+        };
+        Ok((0..num_layers).map(layer).collect())
     }
 
     /// The sizes given at construction.
@@ -102,29 +127,28 @@ impl KvLayer {
     pub fn copy_block(&mut self, from: u32, to: u32) -> Result<(), KernelError> {
         expect_below("copy_block", "block", from as usize, self.num_blocks)?;
         expect_below("copy_block", "block", to as usize, self.num_blocks)?;
-        let size = self.shape.kv_heads * self.shape.head_bytes();
-        for data in [&mut self.keys, &mut self.values] {
-            data.bytes_mut().copy_within(from as usize * size..(from as usize + 1) * size, to as usize * size);
-        }
+        let size = self.shape.bytes_per_block();
+        let part = |block: u32| self.memory.pointer().wrapping_add(self.first + block as usize * self.stride);
+        // SAFETY: both parts lie inside the memory and are this layer's alone, which is borrowed exclusively.
+        unsafe { std::ptr::copy(part(from), part(to), size) };
         Ok(())
     }
 
     /// Keys `[head_dim][32]` and values `[32][head_dim]` of one block and head, as stored.
     pub(crate) fn block(&self, block: usize, head: usize) -> (&[u8], &[u8]) {
+        assert!(block < self.num_blocks && head < self.shape.kv_heads, "a block and a head of this layer");
         let size = self.shape.head_bytes();
-        let at = (block * self.shape.kv_heads + head) * size;
-        (&self.keys.bytes()[at..at + size], &self.values.bytes()[at..at + size])
+        let keys = self.memory.pointer().wrapping_add(self.first + block * self.stride + head * size);
+        let values = keys.wrapping_add(self.shape.kv_heads * size);
+        // SAFETY: by the assertion both lie inside this layer's part of the memory, which nobody writes while it is
+        // borrowed.
+        unsafe { (std::slice::from_raw_parts(keys, size), std::slice::from_raw_parts(values, size)) }
     }
 
     /// What several threads write through, each its own heads.
     pub(crate) fn writer(&mut self) -> KvWriter {
-        let (shape, num_slots) = (self.shape, self.num_slots());
-        KvWriter {
-            shape,
-            num_slots,
-            keys: Shared::new(self.keys.bytes_mut()),
-            values: Shared::new(self.values.bytes_mut()),
-        }
+        let part = Shared::from_pointer(self.memory.pointer().wrapping_add(self.first));
+        KvWriter { shape: self.shape, num_slots: self.num_slots(), part, stride: self.stride }
     }
 
     /// Stores one key and one value: for tests and for the reference, not for speed.
@@ -156,8 +180,9 @@ impl KvLayer {
 pub(crate) struct KvWriter {
     shape: KvShape,
     num_slots: usize,
-    keys: Shared<u8>,
-    values: Shared<u8>,
+    /// The layer's part of the first block.
+    part: Shared<u8>,
+    stride: usize,
 }
 
 impl KvWriter {
@@ -168,10 +193,11 @@ impl KvWriter {
     pub(crate) unsafe fn write(&self, slot: usize, head: usize, key: &[f32], value: &[f32]) {
         let (dim, size) = (self.shape.head_dim, self.shape.head_bytes());
         assert!(slot < self.num_slots && head < self.shape.kv_heads && key.len() == dim && value.len() == dim);
-        let at = (slot / BLOCK_TOKENS * self.shape.kv_heads + head) * size;
+        let at = slot / BLOCK_TOKENS * self.stride + head * size;
         let token = slot % BLOCK_TOKENS;
         // SAFETY: inside the layer by the assertion; this head is the caller's alone.
-        let (keys, values) = unsafe { (self.keys.piece(at, size), self.values.piece(at, size)) };
+        let (keys, values) =
+            unsafe { (self.part.piece(at, size), self.part.piece(at + self.shape.kv_heads * size, size)) };
         match self.shape.dtype {
             KvDtype::F32 => {
                 for (cell, v) in keys.as_chunks_mut().0[token..].iter_mut().step_by(BLOCK_TOKENS).zip(key) {

@@ -44,7 +44,7 @@ pub use error::KernelError;
 pub use format::WeightFormat;
 pub use kv::{BLOCK_TOKENS, KvDtype, KvLayer, KvShape, PAD_SLOT};
 pub use linear::linear;
-pub use memory::Floats;
+pub use memory::{Floats, WeightMemory};
 pub use norm::{add, add_rms_norm, rms_norm};
 pub use packed::{PackedMatrix, PackedPart};
 pub use pool::Pool;

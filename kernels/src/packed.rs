@@ -1,7 +1,7 @@
 //! A weight matrix, packed once at load time for the way [`crate::linear`] reads it.
 
 use crate::error::{expect_below, expect_len};
-use crate::memory::HugeBuffer;
+use crate::memory::{Piece, WeightMemory};
 use crate::panel_writer::write_panel;
 use crate::panels::{panel_bytes, panel_rows, read_dense, read_run};
 use crate::quant::{RUN, check, is_finite};
@@ -30,7 +30,7 @@ pub struct PackedMatrix {
     rows: usize,
     cols: usize,
     panel_bytes: usize,
-    data: HugeBuffer,
+    data: Piece,
 }
 
 impl PackedMatrix {
@@ -44,11 +44,33 @@ impl PackedMatrix {
         Self::stack(format, cols, &[PackedPart { rows, source }])
     }
 
+    /// As [`PackedMatrix::pack`], in memory shared with a model's other matrices.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::pack`].
+    pub fn pack_in(
+        memory: &WeightMemory,
+        format: WeightFormat,
+        (rows, cols): (usize, usize),
+        source: &[u8],
+    ) -> Result<Self, KernelError> {
+        Self::packed(format, cols, &[PackedPart { rows, source }], &|len| memory.piece(len))
+    }
+
     /// Packs several matrices with the same inputs as one whose outputs follow each other (q/k/v, gate/up).
     ///
     /// # Errors
     /// As [`PackedMatrix::pack`], for any of the parts.
     pub fn stack(format: WeightFormat, cols: usize, parts: &[PackedPart]) -> Result<Self, KernelError> {
+        Self::packed(format, cols, parts, &Piece::alone)
+    }
+
+    fn packed(
+        format: WeightFormat,
+        cols: usize,
+        parts: &[PackedPart],
+        reserve: &dyn Fn(usize) -> Result<Piece, KernelError>,
+    ) -> Result<Self, KernelError> {
         let row_bytes = format.bytes_for(1, cols).ok_or_else(|| KernelError::Format {
             format: format.name(),
             problem: format!("{cols} columns are no whole number of blocks of {}", format.block_weights()),
@@ -64,7 +86,7 @@ impl PackedMatrix {
         let overflow = KernelError::Alloc { bytes: usize::MAX };
         let panel_bytes = panel_bytes(format, cols).ok_or(overflow.clone())?;
         let bytes = panel_bytes.checked_mul(rows.div_ceil(panel_rows(format))).ok_or(overflow)?;
-        let mut data = HugeBuffer::zeroed(bytes)?;
+        let mut data = reserve(bytes)?;
         if panel_bytes > 0 && !write_panels(format, &sources, panel_bytes, data.bytes_mut()) {
             parts.iter().try_for_each(|part| check(format, part.source))?;
         }
@@ -83,7 +105,7 @@ impl PackedMatrix {
 
     /// Bytes of memory held.
     pub fn bytes(&self) -> usize {
-        self.data.len()
+        self.data.bytes().len()
     }
 
     /// The format the weights came in.

@@ -4,44 +4,68 @@ use crate::cpu::{by_level, lanes};
 use crate::error::{expect_below, expect_len};
 use crate::share::{Shared, rows_per_part};
 use crate::{KernelError, KvLayer, PAD_SLOT, Pool};
+use std::sync::OnceLock;
 
-/// Cosines and sines for every position and rotated pair.
+/// Positions whose cosines and sines are computed together.
+const POSITIONS: usize = 256;
+
+/// Cosines and sines for every position and rotated pair; those of a stretch of positions are computed when the first of
+/// them is asked for, because long contexts are the exception.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
-    half: usize,
-    cos_sin: Vec<f32>,
+    inverse_frequencies: Vec<f32>,
+    attention_scale: f32,
+    max_positions: usize,
+    /// `[POSITIONS][cos | sin][half]` each.
+    stretches: Vec<OnceLock<Box<[f32]>>>,
 }
 
 impl RopeTable {
-    /// Tabulates `attention_scale * cos/sin(position * inverse_frequency)`.
+    /// A table of `attention_scale * cos/sin(position * inverse_frequency)`.
     ///
     /// Half-split ("NeoX") rotation as in Hugging Face's Llama and Qwen: element `i` pairs with element `i + half`,
     /// where `half` is the number of frequencies. Elements from `2 * half` on are left alone (partial rotary).
     pub fn new(inverse_frequencies: &[f32], attention_scale: f32, max_positions: usize) -> Self {
-        let half = inverse_frequencies.len();
-        let mut cos_sin = Vec::with_capacity(max_positions * half * 2);
-        for position in 0..max_positions {
-            // The angle is rounded to f32 as the reference implementations do; only then are sine and cosine taken.
-            let angle = |f: &f32| f64::from(position as f32 * f);
-            cos_sin.extend(inverse_frequencies.iter().map(|f| angle(f).cos() as f32 * attention_scale));
-            cos_sin.extend(inverse_frequencies.iter().map(|f| angle(f).sin() as f32 * attention_scale));
+        let num_stretches = if inverse_frequencies.is_empty() { 0 } else { max_positions.div_ceil(POSITIONS) };
+        Self {
+            inverse_frequencies: inverse_frequencies.to_vec(),
+            attention_scale,
+            max_positions,
+            stretches: vec![OnceLock::new(); num_stretches],
         }
-        Self { half, cos_sin }
     }
 
     /// Number of rotated pairs.
     pub fn half(&self) -> usize {
-        self.half
+        self.inverse_frequencies.len()
     }
 
-    /// Number of positions tabulated.
+    /// Number of positions there are.
     pub fn max_positions(&self) -> usize {
-        if self.half == 0 { usize::MAX } else { self.cos_sin.len() / (2 * self.half) }
+        if self.half() == 0 { usize::MAX } else { self.max_positions }
     }
 
     /// Cosines and sines of one position; empty without rotation.
     pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        self.cos_sin[position * 2 * self.half..(position + 1) * 2 * self.half].split_at(self.half)
+        let half = self.half();
+        if half == 0 {
+            return (&[], &[]);
+        }
+        let stretch = self.stretches[position / POSITIONS].get_or_init(|| self.tabulate(position / POSITIONS));
+        stretch[position % POSITIONS * 2 * half..][..2 * half].split_at(half)
+    }
+
+    fn tabulate(&self, stretch: usize) -> Box<[f32]> {
+        let first = stretch * POSITIONS;
+        let mut cos_sin = Vec::with_capacity(POSITIONS * 2 * self.half());
+        for position in first..self.max_positions.min(first + POSITIONS) {
+            // The angle is rounded to f32 as the reference implementations do; only then are sine and cosine taken.
+            let angle = |f: &f32| f64::from(position as f32 * f);
+            let (frequencies, scale) = (&self.inverse_frequencies, self.attention_scale);
+            cos_sin.extend(frequencies.iter().map(|f| angle(f).cos() as f32 * scale));
+            cos_sin.extend(frequencies.iter().map(|f| angle(f).sin() as f32 * scale));
+        }
+        cos_sin.into_boxed_slice()
     }
 }
 
@@ -155,4 +179,23 @@ fn check(q_len: usize, input: &RopeStore, kv: &KvLayer) -> Result<(), KernelErro
         expect_below(OP, "slot", slot as usize, kv.num_slots())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_position_has_the_angles_of_its_own_whichever_is_asked_for_first() {
+        let (frequencies, positions) = ([1.0, 0.25, 1e-3], 2 * POSITIONS + 5);
+        let table = RopeTable::new(&frequencies, 0.5, positions);
+        for position in [positions - 1, POSITIONS, 0, POSITIONS - 1, 2 * POSITIONS] {
+            let angles = frequencies.map(|f| f64::from(position as f32 * f));
+            let (cos, sin) = table.at(position);
+            assert_eq!(cos, angles.map(|angle| angle.cos() as f32 * 0.5), "position {position}");
+            assert_eq!(sin, angles.map(|angle| angle.sin() as f32 * 0.5), "position {position}");
+        }
+        assert_eq!(table.max_positions(), positions);
+        assert_eq!(RopeTable::new(&[], 1.0, 8).at(7), (&[][..], &[][..]));
+    }
 }

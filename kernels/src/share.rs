@@ -27,6 +27,11 @@ impl<T> Shared<T> {
         Self(all.as_mut_ptr())
     }
 
+    /// Of memory whose parts several owners share.
+    pub(crate) fn from_pointer(start: *mut T) -> Self {
+        Self(start)
+    }
+
     pub(crate) fn at(self, index: usize) -> *mut T {
         self.0.wrapping_add(index)
     }

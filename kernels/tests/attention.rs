@@ -243,6 +243,37 @@ fn batches_that_do_not_fit_are_refused_and_outputs_are_untouched() {
 }
 
 #[test]
+fn layers_of_one_memory_keep_apart_and_blocks_are_copied_in_one_alone() {
+    let pool = Pool::new(2);
+    let shape = shape(2, 8, KvDtype::F32);
+    let (layers, blocks, width) = (3, 4, 16);
+    let mut stack = KvLayer::stack(shape, layers, blocks).unwrap();
+    let rope = RopeTable::new(&[], 1.0, 1);
+    let slots: Vec<u32> = (0..(blocks * BLOCK_TOKENS) as u32).collect();
+    let positions = vec![0; slots.len()];
+    let mark = |layer: usize, slot: usize, element: usize| (layer * 1000 + slot) as f32 + element as f32 / 100.0;
+    for (index, layer) in stack.iter_mut().enumerate() {
+        let k: Vec<f32> = (0..slots.len() * width).map(|i| mark(index, i / width, i % width)).collect();
+        let v: Vec<f32> = k.iter().map(|key| -key).collect();
+        let input = RopeStore { k: &k, v: &v, positions: &positions, slots: &slots, rope: &rope, qk_norm: None };
+        rope_store(&pool, &mut k.clone(), &input, layer).unwrap();
+    }
+    stack[1].copy_block(3, 0).unwrap();
+    for (index, layer) in stack.iter().enumerate() {
+        for slot in 0..slots.len() {
+            let origin = if index == 1 && slot < BLOCK_TOKENS { slot + 3 * BLOCK_TOKENS } else { slot };
+            for head in 0..2 {
+                let (mut key, mut value) = (poison(8), poison(8));
+                layer.read(slot, head, &mut key, &mut value);
+                let wanted: Vec<f32> = (0..8).map(|i| mark(index, origin, head * 8 + i)).collect();
+                assert_eq!(key, wanted, "layer {index} slot {slot} head {head}");
+                assert!(value.iter().zip(&wanted).all(|(value, key)| *value == -key));
+            }
+        }
+    }
+}
+
+#[test]
 fn positions_and_slots_that_are_not_there_are_refused_and_nothing_is_written() {
     let pool = Pool::new(1);
     let mut layer = KvLayer::new(shape(1, 8, KvDtype::F32), 1).unwrap();

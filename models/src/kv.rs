@@ -14,8 +14,7 @@ impl KvCache {
     /// # Errors
     /// [`KernelError::Alloc`] when there is not enough memory.
     pub(crate) fn new(shape: KvShape, num_layers: usize, num_blocks: usize) -> Result<Self, KernelError> {
-        let layers = (0..num_layers).map(|_| KvLayer::new(shape, num_blocks)).collect::<Result<_, _>>()?;
-        Ok(Self { layers })
+        Ok(Self { layers: KvLayer::stack(shape, num_layers, num_blocks)? })
     }
 
     /// Copies one block to another, in every layer.

@@ -1,7 +1,7 @@
 //! Turns tensors of weight files into packed matrices and vectors, one at a time.
 
 use half::{bf16, f16};
-use millgate_kernels::{KernelError, PackedMatrix, WeightFormat, quant};
+use millgate_kernels::{KernelError, PackedMatrix, WeightFormat, WeightMemory, quant};
 
 use crate::progress::Progress;
 use crate::weights::format::SUPPORTED_FORMATS;
@@ -14,11 +14,12 @@ pub(crate) struct Loader<'a> {
     weights: &'a dyn Weights,
     shard: Shard,
     progress: &'a dyn Progress,
+    memory: WeightMemory,
 }
 
 impl<'a> Loader<'a> {
     pub(crate) fn new(weights: &'a dyn Weights, progress: &'a dyn Progress) -> Self {
-        Self { weights, shard: Shard::Whole, progress }
+        Self { weights, shard: Shard::Whole, progress, memory: WeightMemory::default() }
     }
 
     /// A weight matrix, packed for the kernels.
@@ -26,7 +27,7 @@ impl<'a> Loader<'a> {
         self.check_wanted()?;
         let format = self.weights.require(name, &[rows, cols])?;
         let bytes = self.weights.read(name, self.shard)?;
-        let packed = PackedMatrix::pack(format, rows, cols, &bytes);
+        let packed = PackedMatrix::pack_in(&self.memory, format, (rows, cols), &bytes);
         let packed = packed.map_err(|source| self.kernel_error(name, source))?;
         self.progress.advance(bytes.len() as u64);
         Ok(packed)
