@@ -110,10 +110,7 @@ pub fn prefill_attention<T: Activation, C: KvElement>(
         return Err(KernelError::Shape { op: OP, what: "bytes of a query's element", found: 4, wanted: 2 }.into());
     }
     aligned(OP, &[items])?;
-    let dim = kernel_dim(input.sizes.head_dim);
-    let stages = if dim > 128 { 2 } else { 3 };
-    let shared = (tile_rows(dim) + 2 * stages * crate::BLOCK_TOKENS) * tile_stride(dim) * 2;
-    let cut = Cut::grid((items.len() / ITEM_WORDS, input.sizes.kv_heads, 1), 128).shared(shared);
+    let cut = prefill_cut(&input.sizes, items.len() / ITEM_WORDS);
     let args = arguments(input, cache, &out, (items, None, None), None, tokens);
     // SAFETY: as in `decode_attention`.
     unsafe { gpu.launch(prefill_name::<T, C>(&input.sizes), cut, &args) }
@@ -155,6 +152,13 @@ fn decode_cut(sizes: &AttentionSizes, items: usize, cell_bytes: usize, multiproc
     // Twice what fits on the device at once; blocks take further items in turn.
     let blocks = items.min((6 * multiprocessors).div_ceil(heads));
     Cut::grid((blocks, heads, 1), 32 * warps).shared(wide + warps * ring)
+}
+
+fn prefill_cut(sizes: &AttentionSizes, items: usize) -> Cut {
+    let dim = kernel_dim(sizes.head_dim);
+    let stages = if dim > 128 { 2 } else { 3 };
+    let shared = (tile_rows(dim) + 2 * stages * crate::BLOCK_TOKENS) * tile_stride(dim) * 2;
+    Cut::grid((items, sizes.kv_heads, 1), 128).shared(shared)
 }
 
 /// Two-byte elements of a row in shared memory: `TILE_STRIDE` of `attention.cuh`.
@@ -289,9 +293,9 @@ mod tests {
     #[test]
     fn blocks_fit_the_shared_memory_of_every_supported_card() {
         for head_dim in [8, 64, 80, 96, 128, 192, 256] {
-            for cell_bytes in [1, 2] {
-                let sizes = AttentionSizes { head_dim, ..SIZES };
-                let cut = decode_cut(&sizes, 10, cell_bytes, 132);
+            let sizes = AttentionSizes { head_dim, ..SIZES };
+            let cuts = [decode_cut(&sizes, 10, 1, 132), decode_cut(&sizes, 10, 2, 132), prefill_cut(&sizes, 10)];
+            for cut in cuts {
                 // 99 KiB a block on compute capability 8.6, less the static part.
                 assert!(cut.shared_bytes <= 99 * 1024 - 1024, "{head_dim}: {}", cut.shared_bytes);
             }

@@ -125,3 +125,28 @@ fn conversions_round_as_the_host_does() {
         conversion::<f16, bf16>(len);
     }
 }
+
+#[test]
+fn views_that_wide_loads_cannot_read_are_refused_by_name_and_nothing_is_written() {
+    let Some(gpu) = gpu() else { return };
+    let (mut x, rows) = (gpu.upload(&[1.0f32; 132]).unwrap(), gpu.upload(&[0u32]).unwrap());
+    let mut out = poisoned::<f32>(gpu, 64);
+    let weight = gpu.upload(&[1.0f32; 64]).unwrap();
+    let weight = weight.view();
+    let odd_sum = cuda::add_rms_norm(gpu, weight, x.slice_mut(3..67), weight, 1e-5, out.view_mut());
+    let odd = x.slice(1..65);
+    let results = [
+        ("rms_norm", 4, cuda::rms_norm(gpu, odd, weight, 1e-5, out.view_mut())),
+        ("silu_mul", 8, cuda::silu_mul(gpu, x.slice(2..130), 64, out.view_mut())),
+        ("add_bias", 4, cuda::add_bias(gpu, odd, out.view_mut())),
+        ("gather_rows", 4, cuda::gather_rows(gpu, odd, rows.view(), 64, out.view_mut())),
+        ("embed", 4, cuda::embed(gpu, rows.view(), rows.view(), odd, 64, out.view_mut())),
+        ("convert", 4, cuda::convert(gpu, odd, poisoned::<bf16>(gpu, 64).view_mut())),
+        ("add_rms_norm", 12, odd_sum),
+    ];
+    for (name, found, result) in results {
+        let wanted = format!("{name}: bytes after a multiple of 16 at which a view starts is {found}, wanted 0");
+        assert_eq!(result.unwrap_err().to_string(), wanted);
+    }
+    assert!(out.read().unwrap().iter().all(|number| number.is_nan()));
+}
