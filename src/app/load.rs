@@ -192,6 +192,7 @@ pub(super) fn load(
             .description
             .map_or_else(|| device.device.to_string(), |name| format!("{}: {name}", device.device)),
         memory_bytes: spec.gpu_memory.map_or(share.total_bytes, |memory| memory.used_bytes),
+        weight_bytes: spec.weight_bytes,
         free_bytes: spec.gpu_memory.map(|memory| memory.free_bytes),
         kv_bytes: spec.kv_bytes_per_block as u64 * spec.num_blocks as u64,
         kv_tokens: spec.num_blocks * BLOCK_TOKENS,

@@ -42,6 +42,8 @@ pub struct LoadedModel {
     pub device: String,
     /// Weights, activations and cache.
     pub memory_bytes: u64,
+    /// The weights' part of it.
+    pub weight_bytes: u64,
     /// What is left on its GPU.
     pub free_bytes: Option<u64>,
     /// The cache's part of it.

@@ -37,12 +37,15 @@ pub(super) fn summary_text(summary: &Summary, first_key: Option<&str>) -> String
 
 fn model_text(model: &ModelLine) -> String {
     match &model.outcome {
-        Ok(LoadedModel { description, device, memory_bytes, free_bytes, kv_bytes, kv_tokens, .. }) => {
+        Ok(LoadedModel {
+            description, device, memory_bytes, weight_bytes, free_bytes, kv_bytes, kv_tokens, ..
+        }) => {
             let rest = free_bytes.map(|free| format!("; {} left on {device}", ByteSize(free))).unwrap_or_default();
             format!(
-                "{description}\n           {:<12} {} of memory, {} of it KV cache for {} tokens{rest}",
+                "{description}\n           {:<12} {} of memory: {} of weights, {} of KV cache for {} tokens{rest}",
                 "",
                 ByteSize(*memory_bytes),
+                ByteSize(*weight_bytes),
                 ByteSize(*kv_bytes),
                 number(*kv_tokens as u64)
             )
@@ -80,6 +83,7 @@ mod tests {
             description: "llama, 3.9 M parameters in bf16".into(),
             device: "cuda:0: NVIDIA L4, 22.0 GiB".into(),
             memory_bytes: 3 << 29,
+            weight_bytes: 1 << 28,
             free_bytes: Some(5 << 30),
             kv_bytes: 1 << 30,
             kv_tokens: 65_536,
@@ -103,7 +107,7 @@ mod tests {
         let text = summary_text(&summary(), Some("sk-mg_x"));
         for part in [
             "http://127.0.0.1:8080",
-            "1.5GiB of memory, 1GiB of it KV cache for 65,536 tokens; 5GiB left on cuda:0: NVIDIA L4, 22.0 GiB",
+            "1.5GiB of memory: 256MiB of weights, 1GiB of KV cache for 65,536 tokens; 5GiB left on cuda:0: NVIDIA L4, 22.0 GiB",
             "NOT SERVED: no such file",
         ] {
             assert!(text.contains(part), "{text}");
