@@ -25,13 +25,11 @@ done <"$out/list"
 cargo bench --package millgate-kernels --features cuda --bench gpu --no-run --message-format=json-render-diagnostics |
     python3 scripts/gpu_bundle.py >"$out/list"
 while read -r _ path; do copy "$path" bench; done <"$out/list"
-cargo bench --package millgate-models --features cuda --bench steps --no-run --message-format=json-render-diagnostics |
-    python3 scripts/gpu_bundle.py >"$out/list"
-while read -r _ path; do copy "$path" steps; done <"$out/list"
 rm "$out/list"
 
-cargo build --release --features cuda --bin millgate
+cargo build --workspace --release --features cuda --bin millgate --bin steps
 copy "$target/release/millgate" millgate
+copy "$target/release/steps" steps
 # NVIDIA's checker of memory accesses and races, which PyTorch does not bring.
 sanitizer="${XDG_CACHE_HOME:-$HOME/.cache}/millgate/sanitizer-13.5"
 if [ ! -e "$sanitizer/complete" ]; then

@@ -26,7 +26,7 @@ const PROMPTS: usize = 5;
 const STEP_TOKENS: usize = 4096;
 
 fn main() -> Result<(), Failed> {
-    let mut words = std::env::args().skip(1).filter(|word| word != "--bench");
+    let mut words = std::env::args().skip(1);
     let folder = words.next().ok_or("usage: steps FOLDER [tiny]")?;
     let is_tiny = words.next().is_some();
     let (streams, prompts): (&[usize], &[usize]) =
