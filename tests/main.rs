@@ -22,6 +22,8 @@ mod cli_keys;
 mod cli_tiers;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_devices;
 mod engine;
 mod governance;
 mod governance_accounts;

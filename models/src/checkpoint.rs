@@ -233,6 +233,27 @@ impl Checkpoint {
     /// # Errors
     /// [`LoadError`] naming file and tensor, or what did not fit into memory.
     pub fn load(self, options: &LoadOptions, progress: &dyn Progress) -> Result<Box<dyn Model>, LoadError> {
+        match options.device {
+            Device::Cuda(ordinal) => self.load_on_gpu(ordinal, options, progress),
+            Device::Cpu if options.kv_dtype == KvDtypeChoice::Fp8 => Err(LoadError::CpuKvDtype),
+            Device::Cpu => self.read(options, progress, |loader, spec| {
+                let weights = DecoderWeights::load(loader, &self.config, self.is_tied)?;
+                let spec = ModelSpec { weight_bytes: weights.bytes() as u64, ..spec };
+                let kv_shape = self.kv_shape(options.kv_dtype.resolve(self.is_f32()));
+                let limits = DecoderLimits { spec, kv_shape };
+                let decoder = Decoder::new(&self.config, weights, limits, options.pool.clone());
+                Ok(Box::new(decoder.map_err(|source| LoadError::Memory { source })?) as Box<dyn Model>)
+            }),
+        }
+    }
+
+    /// Hands the files to whoever makes a model of them, with what is known of it so far.
+    fn read<R>(
+        &self,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+        with: impl FnOnce(&Loader<'_>, ModelSpec) -> Result<R, LoadError>,
+    ) -> Result<R, LoadError> {
         let config = &self.config;
         let context_window = self.context_window(options)?;
         let kv_shape = self.kv_shape(options.kv_dtype.resolve(self.is_f32()));
@@ -258,33 +279,35 @@ impl Checkpoint {
             weight_bytes: 0,
             gpu_memory: None,
         };
-        if let Device::Cuda(ordinal) = options.device {
-            let model = self.load_on_gpu(ordinal, &loader, spec, options);
-            progress.finish();
-            return model;
-        }
-        if options.kv_dtype == KvDtypeChoice::Fp8 {
-            return Err(LoadError::CpuKvDtype);
-        }
-        let weights = DecoderWeights::load(&loader, config, self.is_tied);
+        let made = with(&loader, spec);
         progress.finish();
-        let weights = weights?;
-        let spec = ModelSpec { weight_bytes: weights.bytes() as u64, ..spec };
-        let decoder = Decoder::new(config, weights, DecoderLimits { spec, kv_shape }, options.pool.clone());
-        Ok(Box::new(decoder.map_err(|source| LoadError::Memory { source })?))
+        made
     }
 
     #[cfg(feature = "cuda")]
     fn load_on_gpu(
         &self,
         ordinal: usize,
-        loader: &Loader<'_>,
-        spec: ModelSpec,
         options: &LoadOptions,
+        progress: &dyn Progress,
     ) -> Result<Box<dyn Model>, LoadError> {
-        let context_window = spec.context_window;
-        self.on_gpu(options, context_window, |model| {
-            crate::cuda::load(crate::cuda::DeviceLoad { ordinal, model, loader, is_tied: self.is_tied, spec })
+        self.read_for_gpu(ordinal, options, progress, crate::cuda::load)
+    }
+
+    /// As [`Self::read`], for whoever makes a model on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn read_for_gpu<R>(
+        &self,
+        ordinal: usize,
+        options: &LoadOptions,
+        progress: &dyn Progress,
+        with: impl FnOnce(crate::cuda::DeviceLoad<'_>) -> Result<R, LoadError>,
+    ) -> Result<R, LoadError> {
+        self.read(options, progress, |loader, spec| {
+            let (context_window, is_tied) = (spec.context_window, self.is_tied);
+            self.on_gpu(options, context_window, |model| {
+                with(crate::cuda::DeviceLoad { ordinal, model, loader, is_tied, spec })
+            })
         })
     }
 
@@ -334,13 +357,7 @@ impl Checkpoint {
 
     #[cfg(not(feature = "cuda"))]
     #[expect(clippy::unused_self, reason = "the other build loads the model")]
-    fn load_on_gpu(
-        &self,
-        ordinal: usize,
-        _: &Loader<'_>,
-        _: ModelSpec,
-        _: &LoadOptions,
-    ) -> Result<Box<dyn Model>, LoadError> {
+    fn load_on_gpu(&self, ordinal: usize, _: &LoadOptions, _: &dyn Progress) -> Result<Box<dyn Model>, LoadError> {
         let Err(source) = crate::DeviceChoice::Cuda(ordinal).choose() else { unreachable!("this build finds no GPU") };
         Err(LoadError::Device { source })
     }

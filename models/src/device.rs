@@ -52,16 +52,17 @@ pub struct ChosenDevice {
 }
 
 impl ChosenDevice {
-    /// Memory of the GPU that nobody has taken, in bytes; `None` for the CPU.
+    /// Memory of the GPU that a model may take, in bytes: what nobody has, but for a share that stays free. `None` for the
+    /// CPU.
     ///
     /// # Errors
     /// [`DeviceError`] when the driver cannot say.
-    pub fn free_bytes(&self) -> Result<Option<u64>, DeviceError> {
+    pub fn room_bytes(&self) -> Result<Option<u64>, DeviceError> {
         match self.device {
             Device::Cpu => Ok(None),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => match millgate_kernels::cuda::DeviceMemory::of(ordinal) {
-                Ok(memory) => Ok(Some(memory.free_bytes as u64)),
+            Device::Cuda(ordinal) => match crate::cuda::room_bytes(ordinal) {
+                Ok(bytes) => Ok(Some(bytes)),
                 Err(error) => Err(DeviceError { device: self.device, reason: error.to_string() }),
             },
             #[cfg(not(feature = "cuda"))]

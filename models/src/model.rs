@@ -1,7 +1,5 @@
 //! The seam between the engine and a loaded model: a batch goes in, logits come out.
 
-use std::any::Any;
-
 use millgate_kernels::KernelError;
 
 use crate::batch::Batch;
@@ -12,7 +10,7 @@ use crate::draw::DrawingModel;
 ///
 /// A row's logits depend on its own tokens and context only: never on what else is in the batch, nor on how a prompt
 /// was cut into steps.
-pub trait Model: Send + Any {
+pub trait Model: Send {
     /// Sizes and limits, fixed at load.
     fn spec(&self) -> &ModelSpec;
 

@@ -43,7 +43,8 @@ pub(super) async fn load_configured(
         let before = std::mem::take(&mut opened);
         let (before, ready) = load::blocking(move || {
             let promised = |device| claims(before.iter().map(|(_, opened)| opened), device);
-            let ready = load::open(&work, &inside.settings, &inside.pool, &promised, &watched);
+            let ready = load::open(&work, &inside.settings, &watched);
+            let ready = ready.map(|unplaced| unplaced.place(&inside.settings, &inside.pool, &promised));
             Ok((before, ready))
         })
         .await?;

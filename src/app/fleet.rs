@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::anyhow;
 use millgate_kernels::Pool;
 use millgate_models::{GpuReserve, Silent};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -19,13 +18,12 @@ use super::load::{self, Loaded, Opened};
 use super::model_spec::{check_place, env_of, settings_of};
 use super::plan::share_of_rest;
 use super::slot::{Job, Serving, Slot, Stage, Step, Want};
+use super::turns::{Turn, Turns};
 use super::watched::Watched;
 use crate::api::{Answer, ModelOrder, ModelSpec, Models, OrderError, ReadyModel};
-use crate::config::{ModelOrigin, ModelSettings, Settings};
+use crate::config::{ModelSettings, Settings};
 use crate::engine::{EngineHandle, EngineTotals};
 
-/// Models fetched or loaded at the same time; more would only slow each other and those that answer.
-const LOADS_AT_ONCE: usize = 2;
 /// How long loads may take to notice that the server ends. A file that is being downloaded is not interrupted; what
 /// arrived of it is kept for the next attempt.
 const LAST_WAIT: Duration = Duration::from_secs(5);
@@ -59,7 +57,7 @@ impl Fleet {
     pub(super) fn start(house: House, orders: mpsc::Receiver<ModelOrder>, slots: Vec<Slot>) -> Self {
         let (phase, seen) = watch::channel(Phase::Open);
         let slots: BTreeMap<_, _> = slots.into_iter().map(|slot| (slot.settings.name.clone(), slot)).collect();
-        let turns = Arc::new(Semaphore::new(LOADS_AT_ONCE));
+        let turns = Turns::new();
         let owner = Owner { house, slots, jobs: JoinSet::new(), turns, is_closing: false };
         Self { phase, task: TaskTracker::new().spawn(owner.run(orders, seen)) }
     }
@@ -93,13 +91,13 @@ struct Owner {
     house: House,
     slots: BTreeMap<String, Slot>,
     jobs: JoinSet<Ended>,
-    turns: Arc<Semaphore>,
+    turns: Turns,
     is_closing: bool,
 }
 
 /// What a job reports.
 enum Ended {
-    Opened(String, Box<anyhow::Result<(Opened, OwnedSemaphorePermit)>>),
+    Opened(String, Box<anyhow::Result<(Opened, Turn)>>),
     Loaded(String, anyhow::Result<Loaded>),
     Drained(String),
     Checked,
@@ -231,22 +229,8 @@ impl Owner {
         let (work, house, watched) = (job.settings.clone(), self.house.clone(), watched(&job));
         slot.stage = Stage::Opening(job);
         slot.publish(&self.house.models);
-        let (name, turns) = (name.to_owned(), Arc::clone(&self.turns));
-        self.jobs.spawn(async move {
-            let turn = tokio::select! {
-                turn = turns.acquire_owned() => turn.ok(),
-                () = watched.cancelled.cancelled() => None,
-            };
-            let Some(turn) = turn else { return Ended::Opened(name, Box::new(Err(anyhow!("the load was cancelled")))) };
-            watched.shown.begin("open", None);
-            let open = move || {
-                if work.origin == ModelOrigin::Api {
-                    check_place(&work.source, &house.settings.model_folders)?;
-                }
-                load::open(&work, &house.settings, &house.pool, &|_| GpuReserve::default(), &watched)
-            };
-            Ended::Opened(name, Box::new(load::blocking(open).await.map(|opened| (opened, turn))))
-        });
+        let (name, turns) = (name.to_owned(), self.turns.clone());
+        self.jobs.spawn(async move { Ended::Opened(name, Box::new(turns.open(work, house, watched).await)) });
     }
 
     fn drain(&mut self, name: &str) {
@@ -278,7 +262,7 @@ impl Owner {
         }
     }
 
-    fn opened(&mut self, name: &str, result: anyhow::Result<(Opened, OwnedSemaphorePermit)>) {
+    fn opened(&mut self, name: &str, result: anyhow::Result<(Opened, Turn)>) {
         let held = self.held();
         let Some(slot) = self.slots.get_mut(name) else { return };
         let Stage::Opening(job) = std::mem::replace(&mut slot.stage, Stage::Resting) else { return };

@@ -28,7 +28,16 @@ const OUTPUT_ROWS: usize = 256;
 /// Folder of the data directory that keeps weights quantised by an earlier start.
 const QUANTIZED: &str = "quantized";
 
-/// A checkpoint that was opened and checked; its weights are not read yet.
+/// A checkpoint that was opened and checked; where it will compute is still to be seen.
+pub(super) struct Unplaced {
+    settings: ModelSettings,
+    checkpoint: Checkpoint,
+    text: ModelText,
+    choice: DeviceChoice,
+    device: ChosenDevice,
+}
+
+/// A checkpoint that has its place; its weights are not read yet.
 pub(super) struct Opened {
     settings: ModelSettings,
     checkpoint: Checkpoint,
@@ -46,18 +55,11 @@ pub(super) struct Loaded {
     pub(super) facts: LoadedModel,
 }
 
-/// Opens a model's files, downloading them first if need be, and finds out what it needs and where it will compute.
+/// Opens a model's files, downloading them first if need be.
 ///
-/// `promised`: what models that are opened and not loaded yet need of a GPU.
 /// # Errors
-/// What is wrong with the files, named.
-pub(super) fn open(
-    model: &ModelSettings,
-    settings: &Settings,
-    pool: &Arc<Pool>,
-    promised: &dyn Fn(Device) -> GpuReserve,
-    progress: &dyn Progress,
-) -> anyhow::Result<Opened> {
+/// What is wrong with the files, named, or that the device it must go to is not there.
+pub(super) fn open(model: &ModelSettings, settings: &Settings, progress: &dyn Progress) -> anyhow::Result<Unplaced> {
     // First of all: a device that is not there is no reason to download anything.
     let choice = model.device.unwrap_or(settings.device);
     let device = choice.choose().with_context(|| format!("cannot place model `{}`", model.name))?;
@@ -68,29 +70,50 @@ pub(super) fn open(
         None => checkpoint,
     };
     let text = checkpoint.text().with_context(|| format!("cannot read the tokenizer of model `{}`", model.name))?;
-    let options = load_options(model, settings, pool, usize::MAX, device.device);
-    let (device, claim) = match choice {
-        DeviceChoice::Auto => claim_or_cpu(&checkpoint, device, &options, promised),
-        // One that was named is asked again when the model is loaded, and answers with its figures.
-        _ => (device.clone(), claim(&checkpoint, &device, &options).unwrap_or_default()),
-    };
-    if let Some(why) = &device.why_cpu {
-        info!(model = model.name, "model `{}` will compute on the CPU: {why}", model.name);
+    Ok(Unplaced { settings: model.clone(), checkpoint, text, choice, device })
+}
+
+impl Unplaced {
+    /// Whether a GPU's memory decides about its place.
+    pub(super) fn may_use_gpu(&self) -> bool {
+        self.device.device != Device::Cpu
     }
-    let footprint = checkpoint.footprint(&load_options(model, settings, pool, 0, Device::Cpu));
-    let is_on_host = device.device == Device::Cpu;
-    let on_host = |bytes, else_bytes| if is_on_host { bytes } else { else_bytes };
-    let own_window = checkpoint.summary().context_window;
-    let wish = Wish {
-        name: model.name.clone(),
-        weight_bytes: on_host(footprint.weight_bytes, 0),
-        workspace_bytes: on_host(footprint.workspace_bytes, HOST_BYTES),
-        block_bytes: on_host(footprint.kv_bytes_per_block, HOST_BYTES_A_BLOCK),
-        context_window: model.context_window.map_or(own_window, |set| set.min(own_window)),
-        max_running: output_rows(settings),
-        kv_bytes: cache_bytes(model, settings).filter(|_| is_on_host),
-    };
-    Ok(Opened { settings: model.clone(), checkpoint, text, device, wish, claim })
+
+    /// Finds out where the model will compute and what it needs there.
+    ///
+    /// `promised`: what models that are opened and not loaded yet need of a GPU. Whoever is being loaded onto one must
+    /// have taken what it takes before.
+    pub(super) fn place(
+        self,
+        settings: &Settings,
+        pool: &Arc<Pool>,
+        promised: &dyn Fn(Device) -> GpuReserve,
+    ) -> Opened {
+        let Self { settings: model, checkpoint, text, choice, device } = self;
+        let options = load_options(&model, settings, pool, usize::MAX, device.device);
+        let (device, claim) = match choice {
+            DeviceChoice::Auto => claim_or_cpu(&checkpoint, device, &options, promised),
+            // One that was named is asked again when the model is loaded, and answers with its figures.
+            _ => (device.clone(), claim(&checkpoint, &device, &options).unwrap_or_default()),
+        };
+        if let Some(why) = &device.why_cpu {
+            info!(model = model.name, "model `{}` will compute on the CPU: {why}", model.name);
+        }
+        let footprint = checkpoint.footprint(&load_options(&model, settings, pool, 0, Device::Cpu));
+        let is_on_host = device.device == Device::Cpu;
+        let on_host = |bytes, else_bytes| if is_on_host { bytes } else { else_bytes };
+        let own_window = checkpoint.summary().context_window;
+        let wish = Wish {
+            name: model.name.clone(),
+            weight_bytes: on_host(footprint.weight_bytes, 0),
+            workspace_bytes: on_host(footprint.workspace_bytes, HOST_BYTES),
+            block_bytes: on_host(footprint.kv_bytes_per_block, HOST_BYTES_A_BLOCK),
+            context_window: model.context_window.map_or(own_window, |set| set.min(own_window)),
+            max_running: output_rows(settings),
+            kv_bytes: cache_bytes(&model, settings).filter(|_| is_on_host),
+        };
+        Opened { settings: model, checkpoint, text, device, wish, claim }
+    }
 }
 
 /// What a model needs of its GPU at least; nothing of the CPU.
@@ -110,7 +133,7 @@ fn claim_or_cpu(
     promised: &dyn Fn(Device) -> GpuReserve,
 ) -> (ChosenDevice, GpuReserve) {
     let taken = promised(device.device).bytes;
-    let found = claim(checkpoint, &device, options).and_then(|claim| Ok((claim, device.free_bytes()?)));
+    let found = claim(checkpoint, &device, options).and_then(|claim| Ok((claim, device.room_bytes()?)));
     let why = match found {
         Ok((claim, Some(free))) if claim.bytes > free.saturating_sub(taken) => {
             let (need, free) = (Bytes(claim.bytes), Bytes(free.saturating_sub(taken)));

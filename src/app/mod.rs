@@ -13,6 +13,7 @@ mod served;
 mod slot;
 mod summary;
 mod tier_folder;
+mod turns;
 mod watched;
 mod webhook;
 

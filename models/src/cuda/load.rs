@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use half::{bf16, f16};
 use millgate_kernels::WeightFormat;
-use millgate_kernels::cuda::{Activation, CudaError, Fp8, Gpu, KvCache, KvElement};
+use millgate_kernels::cuda::{Activation, CudaError, DeviceMemory, Fp8, Gpu, KvCache, KvElement};
 
 use super::decoder::Decoder;
 use super::memory::{CacheWish, Room, cache_blocks};
@@ -116,50 +116,56 @@ impl DeviceModel<'_> {
 /// # Errors
 /// [`LoadError`] naming the tensor, or what the device has not enough of.
 pub(crate) fn load(load: DeviceLoad<'_>) -> Result<Box<dyn Model>, LoadError> {
-    let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
-    match Format::of(&load.model)? {
-        Format::F32 => load_as::<f32, f32>(load),
-        Format::F16 => load_as::<f16, f16>(load),
-        Format::Bf16 => load_as::<bf16, bf16>(load),
-        Format::Bf16Fp8 => load_as::<bf16, Fp8>(load),
-    }
+    Ok(match Format::of(&load.model)? {
+        Format::F32 => Box::new(load_as::<f32, f32>(load)?),
+        Format::F16 => Box::new(load_as::<f16, f16>(load)?),
+        Format::Bf16 => Box::new(load_as::<bf16, bf16>(load)?),
+        Format::Bf16Fp8 => Box::new(load_as::<bf16, Fp8>(load)?),
+    })
 }
 
-fn load_as<T: Activation, C: KvElement>(load: DeviceLoad<'_>) -> Result<Box<dyn Model>, LoadError> {
-    let DeviceLoad { ordinal, model, loader, is_tied, mut spec } = load;
+/// As [`load`], in these formats of activations and cache.
+pub(super) fn load_as<T: Activation, C: KvElement>(load: DeviceLoad<'_>) -> Result<CudaModel<T, C>, LoadError> {
+    let _alone = LOADING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (ordinal, need) = (load.ordinal, load.model.footprint_as::<T, C>());
     let before = free_on(ordinal)?;
-    let need = model.footprint_as::<T, C>();
     let spare = before.spare();
-    let too_small = |need| LoadError::GpuTooSmall { device: Device::Cuda(ordinal), free: before.free, need, spare };
+    let too_small = |free, need| LoadError::GpuTooSmall { device: Device::Cuda(ordinal), free, need, spare };
     if need.bytes().saturating_add(spare) > before.free {
-        return Err(too_small(need));
+        return Err(too_small(before.free, need));
     }
-    // Memory that ends before the estimate does is missing from activations and buffers.
-    let refused = |error: LoadError| match error {
-        LoadError::Gpu { source: CudaError::OutOfMemory { bytes, free } } => {
-            let taken = before.free.saturating_sub(free as u64).saturating_add(bytes as u64);
+    fill::<T, C>(load, before).map_err(|error| match error {
+        LoadError::Gpu { source: CudaError::OutOfMemory { bytes, free: left } } => {
+            // All that the model had is free again, what others took meanwhile is not. Memory that ended before the
+            // estimate did is missing from activations and buffers.
+            let free = free_on(ordinal).map_or(before.free, |room| room.free);
+            let taken = free.saturating_sub(left as u64).saturating_add(bytes as u64);
             let activations = need.activations.max(taken.saturating_sub(need.weights));
-            too_small(GpuFootprint { activations, ..need })
+            too_small(free, GpuFootprint { activations, ..need })
         }
         error => error,
-    };
-    let (gpu, mut loaded) = build::<T, C>(ordinal, &model, loader, is_tied, &mut spec).map_err(refused)?;
+    })
+}
+
+/// Weights, activations and cache into the memory that was free before; nothing stays there after a failure.
+fn fill<T: Activation, C: KvElement>(load: DeviceLoad<'_>, before: Room) -> Result<CudaModel<T, C>, LoadError> {
+    let DeviceLoad { ordinal, model, loader, is_tied, mut spec } = load;
+    let (gpu, mut loaded) = build::<T, C>(ordinal, &model, loader, is_tied, &mut spec)?;
     let now = room_of(&gpu)?;
     let cache = model.cache::<C>();
-    let measured = GpuFootprint {
-        weights: spec.weight_bytes,
-        activations: before.free.saturating_sub(now.free).saturating_sub(spec.weight_bytes),
-        cache: cache.least_bytes(),
-    };
-    let num_blocks = cache_blocks(now, cache, model.options.reserve).map_err(|_| too_small(measured))?;
-    loaded.decoder().allocate_cache(num_blocks).map_err(memory).map_err(refused)?;
-    loaded.record().map_err(memory).map_err(refused)?;
+    let num_blocks = cache_blocks(now, cache, model.options.reserve).map_err(|least| {
+        let activations = before.free.saturating_sub(now.free).saturating_sub(spec.weight_bytes);
+        let need = GpuFootprint { weights: spec.weight_bytes, activations, cache: least };
+        LoadError::GpuTooSmall { device: Device::Cuda(ordinal), free: before.free, need, spare: before.spare() }
+    })?;
+    loaded.decoder().allocate_cache(num_blocks).map_err(memory)?;
+    loaded.record().map_err(memory)?;
     let free_bytes = room_of(&gpu)?.free;
     spec.num_blocks = num_blocks;
     spec.kv_bytes_per_block = cache.block_bytes as usize;
     spec.gpu_memory = Some(GpuMemory { used_bytes: before.free.saturating_sub(free_bytes), free_bytes });
     *loaded.spec_mut() = spec;
-    Ok(Box::new(loaded))
+    Ok(loaded)
 }
 
 /// All but the cache, rehearsed with one block of it.
@@ -184,14 +190,22 @@ fn build<T: Activation, C: KvElement>(
     Ok((gpu, loaded))
 }
 
+/// What a model may take of a device.
+///
+/// # Errors
+/// [`CudaError`] when the device is not there or the driver cannot say.
+pub(crate) fn room_bytes(ordinal: usize) -> Result<u64, CudaError> {
+    DeviceMemory::of(ordinal).map(room).map(|room| room.free.saturating_sub(room.spare()))
+}
+
 fn free_on(ordinal: usize) -> Result<Room, LoadError> {
-    millgate_kernels::cuda::DeviceMemory::of(ordinal).map_err(memory).map(room)
+    DeviceMemory::of(ordinal).map_err(memory).map(room)
 }
 
 fn room_of(gpu: &Gpu) -> Result<Room, LoadError> {
     gpu.memory().map_err(memory).map(room)
 }
 
-fn room(memory: millgate_kernels::cuda::DeviceMemory) -> Room {
+fn room(memory: DeviceMemory) -> Room {
     Room { free: memory.free_bytes as u64, total: memory.total_bytes as u64 }
 }

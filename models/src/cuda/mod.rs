@@ -14,4 +14,4 @@ mod space;
 mod weights;
 mod words;
 
-pub(crate) use load::{DeviceLoad, DeviceModel, load};
+pub(crate) use load::{DeviceLoad, DeviceModel, load, room_bytes};

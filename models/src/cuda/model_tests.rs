@@ -1,7 +1,6 @@
 //! Steps that outgrow their buffers, and launches that fail halfway.
 
-use std::any::Any;
-
+use super::super::load::load_as;
 use super::*;
 use crate::{
     Adjustment, Checkpoint, Device, DeviceChoice, GpuReserve, KvDtypeChoice, LoadOptions, PendingToken, Silent,
@@ -10,7 +9,7 @@ use crate::{
 type Loaded = CudaModel<f32, f32>;
 
 /// A model on the first GPU. `None`, said aloud, where there is none and `MILLGATE_TEST_GPU=require` does not ask for one.
-fn open() -> Option<Box<Loaded>> {
+fn open() -> Option<Loaded> {
     if let Err(error) = DeviceChoice::Cuda(0).choose() {
         let is_required = std::env::var_os("MILLGATE_TEST_GPU").is_some_and(|value| value == "require");
         assert!(!is_required, "a GPU is required: {error}");
@@ -35,8 +34,8 @@ fn open() -> Option<Box<Loaded>> {
         context_window: None,
     };
     let checkpoint = Checkpoint::open_local(&folder.display().to_string().parse().unwrap()).unwrap();
-    let model: Box<dyn Any> = checkpoint.load(&options, &Silent).unwrap();
-    Some(model.downcast().expect("its weights are in f32"))
+    // Its weights are in f32.
+    Some(checkpoint.read_for_gpu(0, &options, &Silent, load_as).unwrap())
 }
 
 /// One greedy sequence in the first block: its prompt, or its newest token, which `pending` says to be on the device still.
