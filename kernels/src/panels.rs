@@ -16,8 +16,6 @@ use half::f16;
 
 /// Outputs of a dense panel.
 pub(crate) const DENSE_ROWS: usize = 32;
-/// Bytes a dense bf16 panel has for a pair of inputs.
-pub(crate) const PAIR_BYTES: usize = 4 * DENSE_ROWS;
 /// Outputs of a quantised panel.
 pub(crate) const QUANT_ROWS: usize = 16;
 /// Where a `Q4K` or `Q5K` block has its byte scales, after the f16 scales and minima.

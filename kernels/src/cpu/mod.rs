@@ -18,4 +18,4 @@ pub(crate) use activations::{ActivationRows, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
 pub(crate) use prefetch::prefetch;
-pub(crate) use tile::{BF16_STRETCH, Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};
+pub(crate) use tile::{Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};

@@ -3,10 +3,11 @@
 //! A part takes some panels. Sums lie in a buffer of its own until all inputs are added: a tile of rows and a panel, some
 //! inputs of each, stay in the first-level cache, the panels and sums of the part in the second.
 
-use super::{PARTS_A_THREAD, RowCut, Target, Tiles};
-use crate::cpu::amx::{Sums, TileProduct, multiply as multiply_tiles, release, shape};
-use crate::cpu::{BF16_STRETCH, by_level};
-use crate::panels::{DENSE_ROWS, PAIR_BYTES};
+use super::product::{PARTS_A_THREAD, Target};
+use super::rows::{RowCut, Tiles};
+use crate::cpu::amx::{PAIR_BYTES, STRETCH, Sums, TileProduct, multiply as multiply_tiles, release, shape};
+use crate::cpu::by_level;
+use crate::panels::DENSE_ROWS;
 use crate::share::{Line, with_scratch};
 use crate::{PackedMatrix, Pool};
 use std::cell::Cell;
@@ -139,4 +140,4 @@ fn write_rows(finished: &Finished, target: &Target) {
     }
 }
 
-const _: () = assert!(SPAN.is_multiple_of(BF16_STRETCH), "spans are whole stretches");
+const _: () = assert!(SPAN.is_multiple_of(STRETCH), "spans are whole stretches");

@@ -1,6 +1,7 @@
 //! Products by vectors: the kernels of [`crate::cpu::Kernel`] add a few rows to a panel's outputs.
 
-use super::{CACHED_WEIGHT_BYTES, PARTS_A_THREAD, RowCut, Target, Tiles};
+use super::product::{CACHED_WEIGHT_BYTES, PARTS_A_THREAD, Target};
+use super::rows::{RowCut, Tiles};
 use crate::cpu::{Kernel, Out, TileInput};
 use crate::panels::panel_rows;
 use crate::{PackedMatrix, Pool};

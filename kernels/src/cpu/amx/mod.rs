@@ -6,6 +6,6 @@
 mod product;
 mod tiles;
 
-pub(crate) use product::{Sums, TileProduct, multiply};
+pub(crate) use product::{PAIR_BYTES, STRETCH, Sums, TileProduct, multiply};
 pub(super) use tiles::are_available;
 pub(crate) use tiles::{release, shape};

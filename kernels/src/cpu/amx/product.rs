@@ -1,12 +1,14 @@
 //! A product of bf16: up to 32 rows times one panel of 32 outputs, four tiles of sums.
 
 use super::tiles::{ROW_BYTES, TILE_ROWS};
-use crate::cpu::tile::BF16_STRETCH;
-use crate::panels::PAIR_BYTES;
+pub(crate) use crate::cpu::tile::BF16_STRETCH as STRETCH;
+use crate::panels::DENSE_ROWS;
 use std::arch::asm;
 
+/// Bytes of a dense bf16 panel for a pair of inputs.
+pub(crate) const PAIR_BYTES: usize = 4 * DENSE_ROWS;
 /// Bytes of a panel for one stretch of inputs, the depth of a tile.
-const STRETCH_BYTES: usize = BF16_STRETCH / 2 * PAIR_BYTES;
+const STRETCH_BYTES: usize = STRETCH / 2 * PAIR_BYTES;
 
 /// The tiles of sums in memory: `[row half * 2 + output half][row][output]`.
 #[derive(Debug, Clone, Copy)]
@@ -51,12 +53,12 @@ pub(crate) unsafe fn multiply(product: &TileProduct, sums: *mut Sums) {
         } else {
             clear(has_two);
         }
-        let whole = product.inputs / BF16_STRETCH;
+        let whole = product.inputs / STRETCH;
         add(product.w, product.x.cast(), product.m, whole);
-        if !product.inputs.is_multiple_of(BF16_STRETCH) {
+        if !product.inputs.is_multiple_of(STRETCH) {
             // What follows the panel is no zero, and may be no number.
             let mut rest = [0u8; STRETCH_BYTES];
-            let bytes = (product.inputs % BF16_STRETCH).div_ceil(2) * PAIR_BYTES;
+            let bytes = (product.inputs % STRETCH).div_ceil(2) * PAIR_BYTES;
             product.w.add(whole * STRETCH_BYTES).copy_to_nonoverlapping(rest.as_mut_ptr(), bytes);
             add(rest.as_ptr(), product.x.add(whole * product.m * ROW_BYTES / 4).cast(), product.m, 1);
         }
