@@ -12,6 +12,9 @@ fi
 # shellcheck source=scripts/gpu-libraries.sh
 . scripts/gpu-libraries.sh
 export MILLGATE_TEST_GPU=require
+# Kernels get other inputs in every run; a failure is seen again with its seed.
+export MILLGATE_TEST_SEED="${MILLGATE_TEST_SEED:-$(date +%s)}"
+echo "random inputs from MILLGATE_TEST_SEED=$MILLGATE_TEST_SEED"
 
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT

@@ -1,14 +1,25 @@
 //! Repeatable random numbers, random weights in every format, and the pools under test.
 
 use millgate_kernels::{Level, Pool, WeightFormat};
+use std::sync::OnceLock;
 
-/// A small generator (splitmix64): the same numbers on every machine.
+/// A small generator (splitmix64): the same numbers on every machine, others with another `MILLGATE_TEST_SEED`.
 pub(crate) struct Random(pub(crate) u64);
+
+/// What `MILLGATE_TEST_SEED` holds: a whole number, or nothing for the usual numbers.
+fn seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    *SEED.get_or_init(|| {
+        let text = std::env::var("MILLGATE_TEST_SEED").unwrap_or_default();
+        let wrong = || panic!("MILLGATE_TEST_SEED is `{text}`, which is no whole number");
+        if text.is_empty() { 0 } else { text.parse().unwrap_or_else(|_| wrong()) }
+    })
+}
 
 impl Random {
     pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        let mut z = self.0 ^ seed();
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
