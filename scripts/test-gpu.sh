@@ -5,9 +5,13 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle="${1:-target/gpu}"
-if [ ! -d "$bundle/tests" ]; then
+# What was built before the sources changed would prove nothing about them.
+newer="$(find kernels models src tests -name target -prune -o \( -name '*.rs' -o -name '*.cu' \) -newer "$bundle/tests" -print -quit 2>/dev/null || true)"
+if [ ! -d "$bundle/tests" ] || { [ -n "$newer" ] && [ $# -eq 0 ] && command -v cargo >/dev/null; }; then
     command -v cargo >/dev/null || { echo "no bundle at $bundle, and no cargo to build one: make gpu-bundle" >&2; exit 1; }
     bash scripts/gpu-bundle.sh
+elif [ -n "$newer" ]; then
+    echo "NOTE: $bundle is older than the sources here ($newer): its tests are those of when it was built"
 fi
 # shellcheck source=scripts/gpu-libraries.sh
 . scripts/gpu-libraries.sh
@@ -30,6 +34,10 @@ run() { # run NAME COMMAND...
     local passed broken
     passed="$(sed -n 's/.* \([0-9]*\) passed; .*/\1/p' "$work/log" | tail -1)"
     broken="$(sed -n 's/.* \([0-9]*\) failed; .*/\1/p' "$work/log" | tail -1)"
+    # A program that finds none of its tests proves nothing.
+    if [ "$rc" -eq 0 ] && [ "${passed:-0}" -eq 0 ]; then
+        rc=1 broken="no test"
+    fi
     if [ "$rc" -ne 0 ]; then
         failed=1
         tail -60 "$work/log"
