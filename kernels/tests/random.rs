@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 pub(crate) struct Random(pub(crate) u64);
 
 /// What `MILLGATE_TEST_SEED` holds: a whole number, or nothing for the usual numbers.
+#[expect(clippy::disallowed_methods, reason = "tests have no configuration file")]
 fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
     *SEED.get_or_init(|| {
