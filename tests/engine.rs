@@ -44,7 +44,7 @@ pub(crate) fn load(device: Device, name: &str, num_blocks: usize) -> Box<dyn Mod
         pool: Arc::new(Pool::new(2)),
         num_blocks,
         max_step_tokens: 96,
-        max_output_rows: 48,
+        max_output_rows: 64,
         kv_dtype: KvDtypeChoice::Auto,
         context_window: None,
     };
