@@ -4,15 +4,9 @@
 # MILLGATE_EMULATOR=FOLDER runs them on the emulated device instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-bundle="${1:-target/gpu}"
-# What was built before the sources changed would prove nothing about them.
-newer="$(find kernels models src tests -name target -prune -o \( -name '*.rs' -o -name '*.cu' \) -newer "$bundle/tests" -print -quit 2>/dev/null || true)"
-if [ ! -d "$bundle/tests" ] || { [ -n "$newer" ] && [ $# -eq 0 ] && command -v cargo >/dev/null; }; then
-    command -v cargo >/dev/null || { echo "no bundle at $bundle, and no cargo to build one: make gpu-bundle" >&2; exit 1; }
-    bash scripts/gpu-bundle.sh
-elif [ -n "$newer" ]; then
-    echo "NOTE: $bundle is older than the sources here ($newer): its tests are those of when it was built"
-fi
+named="${1:-}"
+# shellcheck source=scripts/gpu-bundle-here.sh
+. scripts/gpu-bundle-here.sh
 # shellcheck source=scripts/gpu-libraries.sh
 . scripts/gpu-libraries.sh
 export MILLGATE_TEST_GPU=require

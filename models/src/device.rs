@@ -124,7 +124,11 @@ impl FromStr for DeviceChoice {
     type Err = DeviceTextError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let number = |text: &str| text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+        // The number as it is written back, so that a device has one name.
+        let number = |text: &str| {
+            let digits = text.strip_prefix("cuda:")?;
+            digits.parse().ok().filter(|number: &usize| number.to_string() == digits)
+        };
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
@@ -163,7 +167,7 @@ mod tests {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
-        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA:0", "cpu:0"] {
+        for text in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:+0", "cuda:00", "CUDA:0", "cpu:0"] {
             let error = text.parse::<DeviceChoice>().unwrap_err().to_string();
             assert_eq!(error, format!("`{text}` is no device; write auto, cpu or cuda:0"));
         }

@@ -75,11 +75,32 @@ unsafe fn add(w: *const u8, x: *const u8, m: usize, stretches: usize) {
     if stretches == 0 {
         return;
     }
+    // One stretch after the other: its products, weights fetched ahead across the ends of pages, the next one's places.
+    macro_rules! stretches {
+        ($($product:literal),+; $($tile:tt),+) => {
+            asm!(
+                "2:",
+                $($product,)+
+                ".set ahead, 4096",
+                ".rept 32",
+                "prefetcht0 [{w} + ahead]",
+                ".set ahead, ahead + 64",
+                ".endr",
+                "add {w}, 2048",
+                "add {x}, {step}",
+                "dec {n}",
+                "jnz 2b",
+                w = inout(reg) w => _, x = inout(reg) x => _, n = inout(reg) stretches => _,
+                pair = in(reg) PAIR_BYTES, row = in(reg) ROW_BYTES, step = in(reg) m * ROW_BYTES,
+                options(nostack, readonly),
+                $(out($tile) _,)+
+            )
+        };
+    }
     // SAFETY: the caller's promise; prefetching reads nothing.
     unsafe {
         if m > TILE_ROWS {
-            asm!(
-                "2:",
+            stretches!(
                 "tileloadd tmm6, [{w} + {pair}]",
                 "tileloadd tmm4, [{x} + {row}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -87,44 +108,17 @@ unsafe fn add(w: *const u8, x: *const u8, m: usize, stretches: usize) {
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tileloadd tmm5, [{x} + {row} + 1024]",
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                ".set ahead, 4096",
-                ".rept 32",
-                "prefetcht0 [{w} + ahead]",
-                ".set ahead, ahead + 64",
-                ".endr",
-                "add {w}, 2048",
-                "add {x}, {step}",
-                "dec {n}",
-                "jnz 2b",
-                w = inout(reg) w => _, x = inout(reg) x => _, n = inout(reg) stretches => _,
-                pair = in(reg) PAIR_BYTES, row = in(reg) ROW_BYTES, step = in(reg) m * ROW_BYTES,
-                options(nostack, readonly),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                "tdpbf16ps tmm3, tmm5, tmm7";
+                "tmm0", "tmm1", "tmm2", "tmm3", "tmm4", "tmm5", "tmm6", "tmm7"
             );
         } else {
-            // Few rows wait for weights from memory: fetched ahead, across the ends of pages.
-            asm!(
-                "2:",
+            stretches!(
                 "tileloadd tmm4, [{x} + {row}]",
                 "tileloadd tmm6, [{w} + {pair}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{w} + {pair} + 64]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                ".set ahead, 4096",
-                ".rept 32",
-                "prefetcht0 [{w} + ahead]",
-                ".set ahead, ahead + 64",
-                ".endr",
-                "add {w}, 2048",
-                "add {x}, {step}",
-                "dec {n}",
-                "jnz 2b",
-                w = inout(reg) w => _, x = inout(reg) x => _, n = inout(reg) stretches => _,
-                pair = in(reg) PAIR_BYTES, row = in(reg) ROW_BYTES, step = in(reg) m * ROW_BYTES,
-                options(nostack, readonly),
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                "tdpbf16ps tmm1, tmm4, tmm7";
+                "tmm0", "tmm1", "tmm4", "tmm6", "tmm7"
             );
         }
     }
