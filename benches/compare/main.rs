@@ -5,7 +5,8 @@
 //! cargo bench --bench compare -- --rival ~/llama.cpp/build/bin --model qwen3-q8_0.gguf --only decode,prefill --rounds 5 --json
 //! ```
 //! Each row starts a fresh server an arm and round, the order alternating; `millgate bench` asks both. The table shows
-//! medians, the rounds' range, and the ratio of the medians, turned so that above 1 is better for Millgate.
+//! medians, the rounds' range, the ratio of the medians, turned so that above 1 is better for Millgate, and the ratio
+//! that is aimed at with weights of the file's format.
 //! Nothing else should run on the machine meanwhile. Nothing is downloaded.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints its table and how far it is")]
 
@@ -14,10 +15,12 @@ mod ask;
 mod rows;
 mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use millgate_kernels::WeightFormat;
+use millgate_models::{Checkpoint, Source};
 
 use arm::{Arm, Serving};
 use rows::{Measure, ROWS, Row};
@@ -38,7 +41,7 @@ struct Args {
     /// Rounds of each row; the table shows medians
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Only the rows whose name begins with one of these: decode, prefill, shared, start, memory
+    /// Only the rows whose name begins with one of these: decode, prefill, 8k, 16k, shared, start, memory
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     only: Vec<String>,
     /// More options for `llama-server`, as one word each
@@ -70,9 +73,10 @@ async fn main() -> Result<()> {
     // The client speaks no TLS here, but wants to be told which one it would.
     rustls::crypto::ring::default_provider().install_default().ok();
     let arms = args.arms();
+    let format = format(&args.model)?;
     let mut outcomes = Vec::new();
     for row in ROWS.iter().filter(|row| args.wants(row)) {
-        let mut outcome = Outcome { row: *row, ours: Vec::new(), rival: Vec::new() };
+        let mut outcome = Outcome { row: *row, bar: row.bar.for_format(format), ours: Vec::new(), rival: Vec::new() };
         for round in 0..args.rounds {
             for turn in 0..2 {
                 let arm = &arms[(round as usize + turn) % 2];
@@ -90,6 +94,12 @@ async fn main() -> Result<()> {
         print!("{}", table::text(&outcomes));
     }
     Ok(())
+}
+
+/// The format of most weights.
+fn format(model: &Path) -> Result<WeightFormat> {
+    let checkpoint = Checkpoint::open_local(&Source::Gguf(model.to_owned())).context("open the model")?;
+    checkpoint.summary().formats.first().map(|count| count.format).context("the model has no weight matrices")
 }
 
 /// One cell: a fresh server, asked once as the row says.

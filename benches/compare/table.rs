@@ -9,6 +9,8 @@ use super::rows::Row;
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) row: Row,
+    /// How many times better Millgate is wanted to be.
+    pub(crate) bar: f64,
     pub(crate) ours: Vec<f64>,
     pub(crate) rival: Vec<f64>,
 }
@@ -25,7 +27,7 @@ impl Outcome {
     /// How many times better Millgate's median is; below 1 it is the worse one.
     fn ratio(&self) -> f64 {
         let (ours, rival) = (median(&self.ours), median(&self.rival));
-        if self.row.larger_wins { ours / rival } else { rival / ours }
+        if self.row.larger_wins() { ours / rival } else { rival / ours }
     }
 }
 
@@ -45,11 +47,13 @@ pub(crate) fn text(outcomes: &[Outcome]) -> String {
         let (low, high) = range(values);
         format!("{:.1} ({low:.1} to {high:.1})", median(values))
     };
-    let mut text = format!("{:<52}{:>10}{:>30}{:>30}{:>8}\n", "work", "unit", "millgate", "llama-server", "ratio");
+    let mut text =
+        format!("{:<52}{:>10}{:>30}{:>30}{:>8}{:>8}\n", "work", "unit", "millgate", "llama-server", "ratio", "bar");
     for outcome in outcomes {
         let (row, ratio) = (&outcome.row, outcome.ratio());
         let (ours, rival) = (cell(&outcome.ours), cell(&outcome.rival));
-        text += &format!("{:<52}{:>10}{ours:>30}{rival:>30}{ratio:>8.2}\n", row.name, row.unit);
+        let (bar, verdict) = (outcome.bar, if ratio >= outcome.bar { "holds" } else { "missed" });
+        text += &format!("{:<52}{:>10}{ours:>30}{rival:>30}{ratio:>8.2}{bar:>8.2} {verdict}\n", row.name, row.unit);
     }
     text
 }
@@ -59,7 +63,7 @@ pub(crate) fn json(outcomes: &[Outcome]) -> Value {
     let arm = |values: &[f64]| json!({"median": median(values), "rounds": values});
     let rows = outcomes.iter().map(|outcome| {
         json!({
-            "work": outcome.row.name, "unit": outcome.row.unit, "ratio": outcome.ratio(),
+            "work": outcome.row.name, "unit": outcome.row.unit, "ratio": outcome.ratio(), "bar": outcome.bar,
             "millgate": arm(&outcome.ours), "llama_server": arm(&outcome.rival),
         })
     });

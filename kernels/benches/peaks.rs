@@ -63,7 +63,11 @@ fn read(pool: &Pool) -> f64 {
     for _ in 0..5 {
         let clock = Clock::start(pool);
         pool.run(PARTS, &|part| {
-            let (words, _) = memory[part * (LEN / PARTS)..][..LEN / PARTS].as_chunks::<8>();
+            let part = &memory[part * (LEN / PARTS)..][..LEN / PARTS];
+            if read_vectors(pool.level(), part) {
+                return;
+            }
+            let (words, _) = part.as_chunks::<8>();
             let mut sums = [0u64; 64];
             for words in words.chunks_exact(64) {
                 for (sum, word) in sums.iter_mut().zip(words) {
@@ -80,9 +84,9 @@ fn read(pool: &Pool) -> f64 {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-use no_vectors::{bf16_sums, f32_sums, int8_sums, tile_sums};
+use no_vectors::{bf16_sums, f32_sums, int8_sums, read_vectors, tile_sums};
 #[cfg(target_arch = "x86_64")]
-use vectors::{bf16_sums, f32_sums, int8_sums, tile_sums};
+use vectors::{bf16_sums, f32_sums, int8_sums, read_vectors, tile_sums};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod no_vectors {
@@ -97,6 +101,9 @@ mod no_vectors {
         false
     }
     pub(super) fn tile_sums(_: Level) -> bool {
+        false
+    }
+    pub(super) fn read_vectors(_: Level, _: &[u8]) -> bool {
         false
     }
 }
@@ -166,6 +173,33 @@ mod vectors {
         }
         // SAFETY: the level includes AVX-512 VNNI.
         unsafe { run() };
+        true
+    }
+
+    /// Reads all of `bytes` with the widest loads, asking for lines ahead of the machine's own guesses.
+    pub(super) fn read_vectors(level: Level, bytes: &[u8]) -> bool {
+        /// How far ahead: as many bytes as arrive while one line is on its way.
+        const AHEAD: usize = 4 << 10;
+        #[target_feature(enable = "avx512f")]
+        fn run(bytes: &[u8]) {
+            let mut sums = [_mm512_setzero_si512(); 8];
+            for lines in bytes.as_chunks::<512>().0 {
+                for (sum, line) in sums.iter_mut().zip(lines.as_chunks::<64>().0) {
+                    // SAFETY: a line has the bytes of a register; a prefetch may name any address.
+                    let line = unsafe {
+                        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(AHEAD).cast());
+                        _mm512_loadu_si512(line.as_ptr().cast())
+                    };
+                    *sum = _mm512_xor_si512(*sum, line);
+                }
+            }
+            black_box(sums);
+        }
+        if level < Level::Avx512 {
+            return false;
+        }
+        // SAFETY: the level includes AVX-512 F.
+        unsafe { run(bytes) };
         true
     }
 
