@@ -6,10 +6,12 @@
 //! Keys of a block and head lie as `[head_dim][32]`, so that 32 scores are computed side by side; values as
 //! `[32][head_dim]`, so that their weighted sum is.
 
-use crate::KernelError;
+use crate::cpu::by_level;
+use crate::cpu::lanes::to_bf16;
 use crate::error::expect_below;
 use crate::memory::HugeBuffer;
 use crate::share::Shared;
+use crate::{KernelError, Level};
 use half::bf16;
 use std::sync::Arc;
 
@@ -146,15 +148,15 @@ impl KvLayer {
     }
 
     /// What several threads write through, each its own heads.
-    pub(crate) fn writer(&mut self) -> KvWriter {
+    pub(crate) fn writer(&mut self, level: Level) -> KvWriter {
         let part = Shared::from_pointer(self.memory.pointer().wrapping_add(self.first));
-        KvWriter { shape: self.shape, num_slots: self.num_slots(), part, stride: self.stride }
+        KvWriter { level, shape: self.shape, num_slots: self.num_slots(), part, stride: self.stride }
     }
 
     /// Stores one key and one value: for tests and for the reference, not for speed.
     pub(crate) fn write(&mut self, slot: usize, head: usize, key: &[f32], value: &[f32]) {
         // SAFETY: `self` is borrowed exclusively, so nobody else writes.
-        unsafe { self.writer().write(slot, head, key, value) };
+        unsafe { self.writer(Level::Scalar).write(slot, head, key, value) };
     }
 
     /// Reads one key and one value back as floats: for tests and for the reference, not for speed.
@@ -178,6 +180,7 @@ impl KvLayer {
 /// Writes slots of a layer from several threads at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KvWriter {
+    level: Level,
     shape: KvShape,
     num_slots: usize,
     /// The layer's part of the first block.
@@ -198,23 +201,39 @@ impl KvWriter {
         // SAFETY: inside the layer by the assertion; this head is the caller's alone.
         let (keys, values) =
             unsafe { (self.part.piece(at, size), self.part.piece(at + self.shape.kv_heads * size, size)) };
-        match self.shape.dtype {
-            KvDtype::F32 => {
-                for (cell, v) in keys.as_chunks_mut().0[token..].iter_mut().step_by(BLOCK_TOKENS).zip(key) {
-                    *cell = v.to_ne_bytes();
-                }
-                for (cell, v) in values.as_chunks_mut().0[token * dim..].iter_mut().zip(value) {
-                    *cell = v.to_ne_bytes();
-                }
-            }
-            KvDtype::Bf16 => {
-                for (cell, &v) in keys.as_chunks_mut().0[token..].iter_mut().step_by(BLOCK_TOKENS).zip(key) {
-                    *cell = bf16::from_f32(v).to_ne_bytes();
-                }
-                for (cell, &v) in values.as_chunks_mut().0[token * dim..].iter_mut().zip(value) {
-                    *cell = bf16::from_f32(v).to_ne_bytes();
-                }
-            }
+        store(self.level, self.shape.dtype, token, (keys, values), (key, value));
+    }
+}
+
+by_level! {
+    /// Stores one key and one value in the places of a token.
+    fn store(dtype: KvDtype, token: usize, block: (&mut [u8], &mut [u8]), vectors: (&[f32], &[f32])) = store_inline
+}
+
+#[inline(always)]
+fn store_inline(dtype: KvDtype, token: usize, block: (&mut [u8], &mut [u8]), vectors: (&[f32], &[f32])) {
+    match dtype {
+        KvDtype::F32 => place(token, block, vectors, f32::to_ne_bytes),
+        KvDtype::Bf16 => place(token, block, vectors, |v| to_bf16(v).to_ne_bytes()),
+    }
+}
+
+#[inline(always)]
+fn place<const N: usize>(
+    token: usize,
+    (keys, values): (&mut [u8], &mut [u8]),
+    (key, value): (&[f32], &[f32]),
+    stored: impl Fn(f32) -> [u8; N],
+) {
+    /// Elements that are rounded together before each goes to a line of its own; divides every `head_dim`.
+    const TOGETHER: usize = 8;
+    let keys = &mut keys.as_chunks_mut::<N>().0[token..];
+    for (cells, elements) in keys.chunks_mut(TOGETHER * BLOCK_TOKENS).zip(key.as_chunks::<TOGETHER>().0) {
+        for (cell, element) in cells.iter_mut().step_by(BLOCK_TOKENS).zip(elements.map(&stored)) {
+            *cell = element;
         }
+    }
+    for (cell, &v) in values.as_chunks_mut().0[token * value.len()..].iter_mut().zip(value) {
+        *cell = stored(v);
     }
 }

@@ -110,7 +110,7 @@ pub fn rope_store(pool: &Pool, q: &mut [f32], input: &RopeStore, kv: &mut KvLaye
         return Ok(());
     }
     let group = q.len() / (tokens * kv_heads * dim);
-    let (q, writer) = (Shared::new(q), kv.writer());
+    let (q, writer) = (Shared::new(q), kv.writer(pool.level()));
     // A part owns whole heads, so that slots given twice are no race.
     let heads_per_part = if rows_per_part(pool, tokens, kv_heads * (group + 2) * dim) < tokens { 1 } else { kv_heads };
     pool.run(kv_heads.div_ceil(heads_per_part), &|part| {
