@@ -17,6 +17,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
             "governance::Config",
             "governance::Limit",
             "governance::LONGEST_TOKEN_LIFE",
+            "governance::KubernetesCluster",
             "governance::OidcIssuer",
             "governance::TokenAlgorithm",
             "governance::SHORTEST_TOKEN_LIFE",

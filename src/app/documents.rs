@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use futures::StreamExt as _;
 
+use super::answer;
 use crate::governance::{DocumentError, Documents};
 
 /// A discovery document or a JWKS has a few KiB.
@@ -40,26 +40,10 @@ impl Documents for HttpDocuments {
     async fn get(&self, url: &str) -> Result<Vec<u8>, DocumentError> {
         let failed = |problem: String| DocumentError { url: url.to_owned(), problem };
         let request = self.0.get(url).header("accept", "application/json");
-        let answer = request.send().await.map_err(|error| failed(cause(error)))?;
+        let answer = request.send().await.map_err(|error| failed(answer::cause(error)))?;
         if !answer.status().is_success() {
             return Err(failed(format!("it answers {}", answer.status())));
         }
-        let mut body = Vec::new();
-        let mut pieces = answer.bytes_stream();
-        while let Some(piece) = pieces.next().await {
-            body.extend_from_slice(&piece.map_err(|error| failed(cause(error)))?);
-            if body.len() > BYTES_MAX {
-                return Err(failed(format!("it is larger than {BYTES_MAX} bytes")));
-            }
-        }
-        Ok(body)
+        answer::body(answer, BYTES_MAX).await.map_err(failed)
     }
-}
-
-/// The system's own words; the layers between say nothing that helps.
-fn cause(error: reqwest::Error) -> String {
-    if error.is_timeout() {
-        return format!("no answer within {} s", TIME_MAX.as_secs());
-    }
-    anyhow::Error::new(error.without_url()).root_cause().to_string()
 }

@@ -1,5 +1,7 @@
 //! The composition root: builds store, governance, engines and API from the settings, and takes them down in reverse.
 
+mod answer;
+mod api_server;
 mod declare;
 mod documents;
 mod first_models;
@@ -17,6 +19,7 @@ mod turns;
 mod watched;
 mod webhook;
 
+pub use api_server::ApiServer;
 pub use documents::HttpDocuments;
 pub use plan::{PlanError, Share, Wish, share_memory, share_of_rest};
 pub use served::Served;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use super::api_server::ApiServer;
 use super::declare::declared;
 use super::documents::HttpDocuments;
 use super::first_models::{created_before, load_configured};
@@ -28,7 +29,7 @@ use super::webhook::Webhook;
 use crate::api::{self, Api, ApiParts, Lifecycle, ModelOrder, ModelOrders, Models};
 use crate::config::{Settings, effective_document};
 use crate::governance::ports::Records;
-use crate::governance::{Clock, Governor, Secret, SystemClock};
+use crate::governance::{Clock, Governor, NoReviews, Secret, SystemClock, TokenReviews};
 use crate::store::{self, MemoryCounters, SqliteRecords};
 use crate::telemetry::{Metrics, Tracer};
 
@@ -182,7 +183,14 @@ async fn found(
     let counters = Arc::new(MemoryCounters::new(Arc::clone(&clock)));
     let config = settings.governance();
     let documents = Arc::new(HttpDocuments::new()?);
-    let (governor, first) = Governor::start_with(Arc::clone(&records), counters, Arc::clone(&clock), config, documents)
+    let reviews: Arc<dyn TokenReviews> = match &config.kubernetes {
+        Some(cluster) => {
+            Arc::new(ApiServer::new(cluster).context("cannot ask the Kubernetes API server about tokens")?)
+        }
+        None => Arc::new(NoReviews),
+    };
+    let (records_too, clock_too) = (Arc::clone(&records), Arc::clone(&clock));
+    let (governor, first) = Governor::start_with(records_too, counters, clock_too, config, documents, reviews)
         .await
         .context("cannot start governance")?;
     if let Some(key) = &first.admin_key {

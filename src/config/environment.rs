@@ -30,6 +30,10 @@ pub struct Environment {
     pub url: Option<String>,
     /// `MILLGATE_API_KEY`: the key they use.
     pub api_key: Option<String>,
+    /// `KUBERNETES_SERVICE_HOST`: the API server, as every pod is told.
+    pub kubernetes_host: Option<String>,
+    /// `KUBERNETES_SERVICE_PORT`: its port.
+    pub kubernetes_port: Option<String>,
     /// `HOME`: the reader's own folder, for the chat history and the hub's default cache.
     pub user_home: Option<PathBuf>,
 }
@@ -50,6 +54,8 @@ impl Environment {
             hub_endpoint: variable("HF_ENDPOINT"),
             url: variable("MILLGATE_URL"),
             api_key: variable("MILLGATE_API_KEY"),
+            kubernetes_host: variable("KUBERNETES_SERVICE_HOST"),
+            kubernetes_port: variable("KUBERNETES_SERVICE_PORT"),
             user_home: variable("HOME").map(PathBuf::from),
         };
         // From here on they cannot be printed by mistake, wherever they go.
@@ -82,6 +88,8 @@ impl fmt::Debug for Environment {
             .field("hub_endpoint", &self.hub_endpoint)
             .field("url", &self.url)
             .field("api_key", &self.api_key.as_ref().map(|_| "***"))
+            .field("kubernetes_host", &self.kubernetes_host)
+            .field("kubernetes_port", &self.kubernetes_port)
             .finish_non_exhaustive()
     }
 }

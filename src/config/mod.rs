@@ -6,12 +6,14 @@
 
 mod environment;
 mod file;
+mod kubernetes;
 mod notices;
 mod oidc;
 mod raw;
 mod reference;
 mod resolve;
 mod show;
+mod tokens;
 mod units;
 
 pub use environment::Environment;

@@ -29,6 +29,8 @@ pub struct RawConfig {
     pub tiers: RawTierRules,
     /// `[identity]`: what holds for all identity providers.
     pub identity: RawIdentity,
+    /// `[kubernetes]`: the cluster whose tokens are believed.
+    pub kubernetes: RawKubernetes,
     /// `[tokens]`: short-lived tokens.
     pub tokens: RawTokens,
     /// `[notices]`: what is told about quotas, and to whom.
@@ -161,6 +163,24 @@ pub struct RawTierRules {
 pub struct RawIdentity {
     /// How long a provider's word about groups counts.
     pub groups_max_age: Option<Span>,
+}
+
+/// `[kubernetes]`.
+#[derive(Debug, Default, Clone, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawKubernetes {
+    /// Whom tokens must be meant for.
+    pub audiences: Option<Vec<String>>,
+    /// The API server's address.
+    pub server: Option<String>,
+    /// The file with the token that is shown to it.
+    pub token_file: Option<PathBuf>,
+    /// The file with the certificates it is known by.
+    pub ca_file: Option<PathBuf>,
+    /// Whether tokens open inference.
+    pub allow_inference: Option<bool>,
+    /// What groups of the cluster mean here.
+    pub group_map: Option<BTreeMap<String, String>>,
 }
 
 /// One `[[oidc]]` entry.

@@ -53,6 +53,10 @@ const TABLES: &[(&str, &str)] = &[
     ("keys", "API keys."),
     ("tiers", "Rules for all tiers, and a folder of files that declare them."),
     ("identity", "What holds for all identity providers."),
+    (
+        "kubernetes",
+        "The Kubernetes cluster whose tokens are believed: its API server is asked about each (TokenReview). Off until `audiences` is set. See docs/operations.md.",
+    ),
     ("tokens", "Short-lived signed tokens, made with `POST /v1/tokens`."),
     (
         "notices",
@@ -139,6 +143,18 @@ pub const KEYS: &[Key] = &[
         .about("The limits of a tier that a ConfigMap declares for the first time, because a ConfigMap has none; never unlimited in silence."),
     key("identity", "groups_max_age", "duration", "7d", "\"7d\"")
         .about("How long a provider's word about a user's groups counts, 1h to 90d. Then the user's keys have the groups given here only, until the next login."),
+    key("kubernetes", "audiences", "list of names", "unset", "[\"millgate\"]")
+        .about("A token must be meant for one of these, or tokens made for other programs would open this server. The API server's own audience works, too, and so do then all tokens that open the cluster itself."),
+    key("kubernetes", "server", "URL", "KUBERNETES_SERVICE_HOST, else https://kubernetes.default.svc", "\"https://kubernetes.default.svc\"")
+        .about("The API server. https, or http on this machine. Redirects and proxies are not followed."),
+    key("kubernetes", "token_file", "file", "that of the pod's service account", "\"/var/run/secrets/kubernetes.io/serviceaccount/token\"")
+        .about("The token by which the API server knows this server. Read for every review, because it is replaced while the server runs."),
+    key("kubernetes", "ca_file", "file", "that of the pod's service account", "\"/var/run/secrets/kubernetes.io/serviceaccount/ca.crt\"")
+        .about("The certificates by which the API server is known, in PEM form; no others are trusted. Read for every review, too."),
+    key("kubernetes", "allow_inference", "true or false", "false", "false")
+        .about("Whether these tokens open inference. Otherwise they open account and administration: users make an API key or a token with them."),
+    key("kubernetes", "group_map", "table of names", "none", "{ \"system:serviceaccounts:platform\" = \"millgate-admins\" }")
+        .about("What groups of the cluster mean here. Only through it does one give administration, or a `system:` group other than those of a service account's own namespace."),
     key("tokens", "default_life", "duration", "4h", "\"4h\"")
         .about("How long a token lives when its maker does not say; never longer than the key it was made with."),
     key("tokens", "longest_life", "duration", "24h", "\"24h\"")
@@ -216,6 +232,8 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ),
     ("MILLGATE_LOG", "log filter; wins over `log.level`. `RUST_LOG` is read when it is unset"),
     ("MILLGATE_WEBHOOK_SECRET", "signs what is sent to `notices.webhook_url`; 16 characters or more"),
+    ("KUBERNETES_SERVICE_HOST", "the API server when `kubernetes.server` is unset; every pod has it"),
+    ("KUBERNETES_SERVICE_PORT", "its port, 443 when unset"),
     ("HF_TOKEN", "access token for gated models"),
     ("HF_HOME", "where downloads are kept, when `hub.home` is not set"),
     ("HF_ENDPOINT", "the hub or its mirror, when `hub.endpoint` is not set"),

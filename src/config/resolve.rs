@@ -11,18 +11,16 @@ use millgate_models::{DeviceChoice, DeviceTextError, HubOptions, KvDtypeChoice, 
 use crate::api::Config as ApiConfig;
 use crate::engine::Config as EngineConfig;
 use crate::governance::limits::check_limits;
-use crate::governance::{
-    Config as GovernanceConfig, LONGEST_TOKEN_LIFE, Limit, OidcIssuer, SHORTEST_TOKEN_LIFE, Secret, tiers,
-};
+use crate::governance::{Config as GovernanceConfig, KubernetesCluster, Limit, OidcIssuer, Secret, tiers};
 use crate::telemetry::{Config as LogConfig, LogFormat, TracesConfig};
 
 use super::environment::Environment;
 use super::file::{ConfigError, line_of};
+use super::kubernetes::cluster;
 use super::notices::{self, NoticeSettings};
 use super::oidc::providers;
-use super::raw::{
-    RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawQuantize, RawTiers, RawTokens, RawTraces,
-};
+use super::raw::{RawConfig, RawEngine, RawKvDtype, RawLogFormat, RawModel, RawQuantize, RawTiers, RawTraces};
+use super::tokens::token_lives;
 use super::units::{ByteSize, MemoryBound, Span};
 
 /// What the command line says; it wins over the file.
@@ -99,6 +97,8 @@ pub struct Settings {
     pub groups_max_age: Duration,
     /// Identity providers.
     pub oidc: Vec<OidcIssuer>,
+    /// The cluster whose tokens are believed.
+    pub kubernetes: Option<KubernetesCluster>,
     /// How long a short-lived token lives when its maker does not say.
     pub token_default_life: Duration,
     /// The longest life a short-lived token may be given.
@@ -162,6 +162,7 @@ impl Settings {
             new_tier_limits: self.new_tier_limits.clone(),
             groups_max_age: self.groups_max_age,
             oidc: self.oidc.clone(),
+            kubernetes: self.kubernetes.clone(),
             token_default_life: self.token_default_life,
             token_longest_life: self.token_longest_life,
             signing_key_life: self.signing_key_life,
@@ -243,7 +244,7 @@ pub fn resolve(
     overrides: &Overrides,
 ) -> Result<Settings, ConfigError> {
     let at = Place { text };
-    let (cpu, notices) = (raw.cpu.clone(), raw.notices.clone());
+    let (cpu, kubernetes, notices) = (raw.cpu.clone(), raw.kubernetes.clone(), raw.notices.clone());
     let RawConfig {
         server, store, engine, memory, keys, tiers, identity, tokens, hub, log, traces, oidc, models, ..
     } = raw;
@@ -260,7 +261,7 @@ pub fn resolve(
     if keys.failures_per_minute == Some(0) {
         return Err(at.wrong("keys", 0, "failures_per_minute", "at least 1, or a typing error locks its author out"));
     }
-    let (token_default_life, token_longest_life, signing_key_life) = at.tokens(&tokens)?;
+    let (token_default_life, token_longest_life, signing_key_life) = token_lives(&tokens, &at)?;
     let groups_max_age = identity.groups_max_age.map_or(usual.groups_max_age, |span| span.0);
     if !(Duration::from_secs(3600)..=Duration::from_secs(90 * 86_400)).contains(&groups_max_age) {
         return Err(at.wrong("identity", 0, "groups_max_age", "it is outside 1h to 90d"));
@@ -301,6 +302,7 @@ pub fn resolve(
         new_tier_limits: at.limits(tiers.new_limits)?,
         groups_max_age,
         oidc: providers(oidc, &at)?,
+        kubernetes: cluster(kubernetes, environment, &at)?,
         token_default_life,
         token_longest_life,
         signing_key_life,
@@ -418,24 +420,6 @@ impl Place<'_> {
             },
             ..usual
         })
-    }
-
-    /// Default and longest life of a token, and how long one key signs.
-    fn tokens(&self, raw: &RawTokens) -> Result<(Duration, Duration, Duration), ConfigError> {
-        let usual = GovernanceConfig::default();
-        let default_life = raw.default_life.map_or(usual.token_default_life, |span| span.0);
-        let longest_life = raw.longest_life.map_or(usual.token_longest_life, |span| span.0);
-        let signing_key_life = raw.rotate_every.map_or(usual.signing_key_life, |span| span.0);
-        if !(SHORTEST_TOKEN_LIFE..=LONGEST_TOKEN_LIFE).contains(&longest_life) {
-            return Err(self.wrong("tokens", 0, "longest_life", "it is outside 10m to 24h"));
-        }
-        if !(SHORTEST_TOKEN_LIFE..=longest_life).contains(&default_life) {
-            return Err(self.wrong("tokens", 0, "default_life", "it is outside 10m to `tokens.longest_life`"));
-        }
-        if signing_key_life < Duration::from_secs(3600) {
-            return Err(self.wrong("tokens", 0, "rotate_every", "it is shorter than 1h"));
-        }
-        Ok((default_life, longest_life, signing_key_life))
     }
 
     fn networks(&self, texts: &[String]) -> Result<Vec<IpNet>, ConfigError> {

@@ -6,6 +6,7 @@ use millgate_models::KvDtypeChoice;
 
 use crate::telemetry::LogFormat;
 
+use super::kubernetes::effective_cluster;
 use super::notices::SecretSource;
 use super::oidc::effective_provider;
 use super::raw::{
@@ -90,6 +91,7 @@ fn effective(settings: &Settings) -> RawConfig {
             new_limits: Some(settings.new_tier_limits.iter().map(ToString::to_string).collect()),
         },
         identity: RawIdentity { groups_max_age: Some(Span(settings.groups_max_age)) },
+        kubernetes: settings.kubernetes.as_ref().map(effective_cluster).unwrap_or_default(),
         tokens: RawTokens {
             default_life: Some(Span(settings.token_default_life)),
             longest_life: Some(Span(settings.token_longest_life)),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::kubernetes::KubernetesCluster;
 use super::limits::Limit;
 use super::oidc::OidcIssuer;
 use super::tiers;
@@ -67,6 +68,8 @@ pub struct Config {
     pub groups_max_age: Duration,
     /// Identity providers whose tokens are believed. Default: none.
     pub oidc: Vec<OidcIssuer>,
+    /// The cluster whose tokens are believed. Default: none.
+    pub kubernetes: Option<KubernetesCluster>,
     /// Limits of a tier that a ConfigMap brings for the first time. Default: those of the tier `free`.
     pub new_tier_limits: Vec<Limit>,
     /// Percents of a quota whose reaching is told, sorted. Default: 50, 80, 95.
@@ -95,6 +98,7 @@ impl Default for Config {
             signing_key_life: Duration::from_secs(30 * DAY),
             groups_max_age: Duration::from_secs(7 * DAY),
             oidc: Vec::new(),
+            kubernetes: None,
             new_tier_limits: tiers::free_limits(),
             notice_thresholds: vec![50, 80, 95],
             has_notice_receiver: false,

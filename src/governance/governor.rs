@@ -9,6 +9,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::believed::Believed;
 use super::bootstrap::{self, FirstStart};
 use super::clock::{Clock, micros};
 use super::config::Config;
@@ -16,8 +17,9 @@ use super::edge::{FailureGuard, Guard};
 use super::error::{AuthFailure, Denied, LimitStanding, Refusal, StandingError, StartError};
 use super::identity::Identities;
 use super::keys::{Credential, Presented};
+use super::kubernetes::{NoReviews, TokenReviews};
 use super::notices::Notices;
-use super::oidc::{Documents, NoDocuments, OidcIssuer, Provider};
+use super::oidc::{Documents, NoDocuments};
 use super::permit::{Ask, Permit};
 use super::policy::{Largest, Principal};
 use super::ports::{Counters, Need, Records, Reserved};
@@ -41,7 +43,7 @@ pub(super) struct Core {
     pub(super) config: Config,
     pub(super) identities: Identities,
     pub(super) tokens: Tokens,
-    pub(super) providers: Vec<Arc<Provider>>,
+    pub(super) believed: Believed,
     pub(super) settler: Settler,
     pub(super) watched: Watched,
     pub(super) refusals: Refusals,
@@ -72,10 +74,10 @@ impl Governor {
         clock: Arc<dyn Clock>,
         config: Config,
     ) -> Result<(Self, FirstStart), StartError> {
-        Self::start_with(records, counters, clock, config, Arc::new(NoDocuments)).await
+        Self::start_with(records, counters, clock, config, Arc::new(NoDocuments), Arc::new(NoReviews)).await
     }
 
-    /// As [`Governor::start`], with a way to fetch the documents of identity providers.
+    /// As [`Governor::start`], with a way to fetch the documents of identity providers and one to have tokens reviewed.
     ///
     /// # Errors
     /// As there.
@@ -85,6 +87,7 @@ impl Governor {
         clock: Arc<dyn Clock>,
         config: Config,
         documents: Arc<dyn Documents>,
+        reviews: Arc<dyn TokenReviews>,
     ) -> Result<(Self, FirstStart), StartError> {
         let first = bootstrap::run(records.as_ref(), &config, clock.now_us()).await?;
         let tables = records.policy().await?;
@@ -92,17 +95,14 @@ impl Governor {
         rebuild::restore(records.as_ref(), counters.as_ref(), &tables, clock.as_ref()).await?;
         let mut salt_secret = [0; 32];
         getrandom::fill(&mut salt_secret).map_err(|error| StartError::Random(error.to_string()))?;
-        let provider = |issuer: &OidcIssuer| Provider::new(issuer.clone(), clock.clone(), documents.clone());
-        let (providers, fetching): (Vec<_>, Vec<_>) = config.oidc.iter().map(provider).unzip();
+        let (believed, asking) = Believed::new(&config, &clock, &documents, reviews);
         let identities = Identities::new(tables, clock.steady_us(), salt_secret, &config);
-        let (core, queue) = Core::assemble(records, counters, clock, config, identities, providers);
+        let (core, queue) = Core::assemble(records, counters, clock, config, identities, believed);
         // After recovery and before anything is admitted: from here on the meter counts.
         let _ = core.totals_at_start.set(core.records.totals().await?);
         core.tasks.spawn(settler::run(queue, core.clone()));
         core.tasks.spawn(watch(core.clone()));
-        for task in fetching {
-            core.tasks.spawn(task.run(core.stop.clone()));
-        }
+        asking.spawn(&core.tasks, &core.stop);
         Ok((Self(core), first))
     }
 
@@ -214,7 +214,7 @@ impl Core {
         clock: Arc<dyn Clock>,
         config: Config,
         identities: Identities,
-        providers: Vec<Arc<Provider>>,
+        believed: Believed,
     ) -> (Arc<Self>, UnboundedReceiver<Unsettled>) {
         let (settler, queue) = Settler::new();
         let core = Arc::new(Self {
@@ -222,7 +222,7 @@ impl Core {
             own_changes: Guard::new(OWN_CHANGES_PER_MINUTE, clock.clone()),
             identities,
             tokens: Tokens::default(),
-            providers,
+            believed,
             records,
             counters,
             clock,

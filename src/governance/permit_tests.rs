@@ -12,6 +12,7 @@ use shuttle::rand::{Rng, thread_rng};
 use uuid::Uuid;
 
 use super::audit::{AuditFilter, AuditRow};
+use super::believed::Believed;
 use super::clock::{Clock, ManualClock};
 use super::config::Config;
 use super::governor::Core;
@@ -154,7 +155,8 @@ impl Scene {
         let config = Config { instance: "house".into(), ..Config::default() };
         let identities = Identities::new(tables(), NOON_US, [0; 32], &config);
         let who = identities.principal(&tables(), &user, &[], NOON_US);
-        let (core, queue) = Core::assemble(disk.clone(), counters.clone(), clock, config, identities, Vec::new());
+        let (core, queue) =
+            Core::assemble(disk.clone(), counters.clone(), clock, config, identities, Believed::default());
         let tasks = vec![spawn(settler::run(queue, core.clone())), spawn(disk.clone().write())];
         (Arc::new(Self { core, counters, disk, who }), tasks)
     }

@@ -6,6 +6,7 @@ mod fairness;
 mod holds;
 mod ids;
 mod keys;
+mod kubernetes;
 mod limits;
 mod notices;
 mod oidc;

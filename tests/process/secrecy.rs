@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::server::{ADMIN_KEY, ServerProcess, chat_body, serve_command};
-use crate::support::Collector;
+use crate::support::{Collector, Kubernetes};
 
 const PROMPT: &str = "xyzzy-plugh: tell me about limits";
 const WEBHOOK_SECRET: &str = "signs-what-the-webhook-is-sent";
@@ -56,9 +56,14 @@ async fn no_credential_made_or_presented_is_in_the_output_the_errors_the_metrics
     let (collector, endpoint) = Collector::start().await;
     // By name, so that it is not taken for the address of the server itself.
     let endpoint = endpoint.replace("127.0.0.1", "localhost");
+    let cluster = Kubernetes::start().await;
     let more = format!("[traces]\nendpoint = \"{endpoint}\"\n[notices]\nwebhook_url = \"{endpoint}/notices\"\n");
-    let mut server = loud_server_with(folder.path(), &more).await;
+    let mut server = loud_server_with(folder.path(), &(more + &believed(&cluster))).await;
     let mut secrets = vec![ADMIN_KEY.to_owned(), WEBHOOK_SECRET.to_owned()];
+    // What the server shows the cluster, before and after it was replaced, and one that the cluster vouches for.
+    secrets.push(std::fs::read_to_string(cluster.config().token_file).unwrap().trim().to_owned());
+    secrets.push(cluster.replace_own_token());
+    secrets.push(cluster.service_account("default", "caller", i64::from(u32::MAX)));
     let mut told = String::new();
 
     make_credentials(&server, &mut secrets).await;
@@ -79,6 +84,7 @@ async fn no_credential_made_or_presented_is_in_the_output_the_errors_the_metrics
 
     let traced = collector.messages();
     assert!(traced.iter().any(|(_, body)| holds(body, b"chat demo")), "requests left traces");
+    assert!(told.contains("kubernetes:system:serviceaccount:default:caller"), "the cluster was asked: {told}");
     let printed = server.rest_of_output().await;
     assert!(printed.contains("TRACE") && printed.contains("answered 401"), "it was loud: {printed}");
     for secret in &secrets {
@@ -99,6 +105,19 @@ async fn loud_server_with(folder: &Path, more: &str) -> ServerProcess {
     let mut command = serve_command(folder, &["--config", config.to_str().unwrap()]);
     command.env("MILLGATE_WEBHOOK_SECRET", WEBHOOK_SECRET);
     ServerProcess::launch(command).await
+}
+
+/// The table that makes a server believe the tokens of a cluster.
+fn believed(cluster: &Kubernetes) -> String {
+    let cluster = cluster.config();
+    format!(
+        "[kubernetes]\naudiences = {:?}\nserver = {:?}\ntoken_file = {:?}\nca_file = {:?}\n",
+        cluster.audiences,
+        // By name here, too.
+        cluster.server.replace("127.0.0.1", "localhost"),
+        cluster.token_file,
+        cluster.ca_file
+    )
 }
 
 fn holds(bytes: &[u8], part: &[u8]) -> bool {

@@ -9,13 +9,14 @@ use millgate::api::{
     self, Api, ApiParts, ApplyFilter, Lifecycle, LiveSettings, ModelOrder, ModelOrders, ModelState, Models, ReadyModel,
     ServedModel, StartSettings,
 };
-use millgate::app::HttpDocuments;
+use millgate::app::{ApiServer, HttpDocuments};
 use millgate::engine::fake::{FakeModel, FakeOptions};
 use millgate::engine::{self, EngineHandle};
 use millgate::governance::ports::Records;
 use millgate::governance::records::{LedgerRecord, Published};
 use millgate::governance::{
-    self, Clock, DeclaredModel, Governor, ManualClock, NewKey, NewTier, NewUser, Principal, SystemClock,
+    self, Clock, DeclaredModel, Governor, ManualClock, NewKey, NewTier, NewUser, NoReviews, Principal, SystemClock,
+    TokenReviews,
 };
 use millgate::store::{self, MemoryCounters, SqliteRecords};
 use millgate::telemetry::{Metrics, Tracer};
@@ -180,8 +181,12 @@ impl Builder {
         let admin_key = Some(governance::Secret::new(ADMIN_KEY));
         let config = governance::Config { admin_key, ..self.governance.clone() };
         let documents = Arc::new(HttpDocuments::new().unwrap());
+        let reviews: Arc<dyn TokenReviews> = match &config.kubernetes {
+            Some(cluster) => Arc::new(ApiServer::new(cluster).unwrap()),
+            None => Arc::new(NoReviews),
+        };
         let (governor, _) =
-            Governor::start_with(records.clone(), counters, clock.clone(), config, documents).await.unwrap();
+            Governor::start_with(records.clone(), counters, clock.clone(), config, documents, reviews).await.unwrap();
         self.declare(&governor).await;
 
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());

@@ -142,7 +142,7 @@ pub(crate) struct User {
     object: UserWord,
     id: String,
     name: String,
-    /// `local`, or the identity provider who vouches for them.
+    /// `local`, or who vouches for them: an identity provider, or `kubernetes`.
     issuer: String,
     groups: Vec<String>,
     active: bool,

@@ -4,30 +4,12 @@ use serde_json::Value;
 
 use super::config::OidcIssuer;
 use crate::governance::clock::micros;
-use crate::governance::policy::ADMINS;
+use crate::governance::foreign_groups;
+use crate::governance::login::Login;
 use crate::governance::tokens::{Jws, Refused};
 
-/// Groups of one token; more cannot be meant for us.
-const GROUPS_MAX: usize = 500;
 /// Kinds of tokens that say who somebody is; a logout or proof token signed by the same key does not.
 const KINDS: [&str; 2] = ["jwt", "at+jwt"];
-/// The last second that is believed to be one: the year 9999.
-const LAST_SECOND: f64 = 253_402_300_799.0;
-
-/// What one token proves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::governance) struct Login {
-    /// The provider's own id of the user.
-    pub(super) subject: String,
-    /// The user's name there, restricted to safe characters.
-    pub(super) name: String,
-    /// The groups that count here, sorted.
-    pub(super) groups: Vec<String>,
-    /// When the provider said so.
-    pub(super) told_at_us: i64,
-    /// First instant at which the token no longer works.
-    pub(in crate::governance) until_us: i64,
-}
 
 /// Checks the claims of a token whose signature is the provider's.
 ///
@@ -42,15 +24,15 @@ pub(super) fn read(jws: &Jws<'_>, issuer: &OidcIssuer, now_us: i64) -> Result<Lo
     }
     check_audience(jws, issuer)?;
     let leeway_us = micros(issuer.leeway);
-    let until_us = moment(jws, "exp")?.ok_or_else(|| Refused::claim("exp", "is missing"))?.saturating_add(leeway_us);
+    let until_us = jws.moment("exp")?.ok_or_else(|| Refused::claim("exp", "is missing"))?.saturating_add(leeway_us);
     if now_us >= until_us {
         return Err(Refused::claim("exp", "is over"));
     }
     let latest_us = now_us.saturating_add(leeway_us);
-    if moment(jws, "nbf")?.is_some_and(|begins_us| begins_us > latest_us) {
+    if jws.moment("nbf")?.is_some_and(|begins_us| begins_us > latest_us) {
         return Err(Refused::claim("nbf", "lies in the future"));
     }
-    let issued_us = moment(jws, "iat")?;
+    let issued_us = jws.moment("iat")?;
     if issued_us.is_some_and(|issued_us| issued_us > latest_us) {
         return Err(Refused::claim("iat", "lies in the future"));
     }
@@ -95,16 +77,6 @@ fn check_audience(jws: &Jws<'_>, issuer: &OidcIssuer) -> Result<(), Refused> {
     Ok(())
 }
 
-/// A time in seconds since the Unix epoch, which may have a fraction.
-fn moment(jws: &Jws<'_>, claim: &str) -> Result<Option<i64>, Refused> {
-    let Some(value) = jws.claims.get(claim) else { return Ok(None) };
-    match value.as_f64().filter(|seconds| (0.0..=LAST_SECOND).contains(seconds)) {
-        // Fits by far: at most 2.6e17 microseconds.
-        Some(seconds) => Ok(Some((seconds * 1e6) as i64)),
-        None => Err(Refused::claim(claim, "is no time")),
-    }
-}
-
 /// A claim by its name, or by its path through objects when no claim has the whole name.
 fn lookup<'a>(jws: &'a Jws<'_>, path: &str) -> Option<&'a Value> {
     if let Some(value) = jws.claims.get(path) {
@@ -123,33 +95,14 @@ fn groups(jws: &Jws<'_>, issuer: &OidcIssuer) -> Result<Vec<String>, Refused> {
     let listed: Vec<&str> = match lookup(jws, claim) {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::String(one)) => vec![one],
-        Some(Value::Array(list)) if list.len() <= GROUPS_MAX => {
+        Some(Value::Array(list)) if list.len() <= foreign_groups::MOST => {
             let names: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
             names.ok_or_else(|| Refused::claim(claim, "has entries that are not text"))?
         }
         Some(Value::Array(_)) => return Err(Refused::claim(claim, "lists more than 500 groups")),
         Some(_) => return Err(Refused::claim(claim, "is no list of groups")),
     };
-    let mut groups: Vec<String> = listed.into_iter().filter_map(|name| group(name, issuer)).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    Ok(groups)
-}
-
-/// The group here that a provider's group stands for.
-///
-/// A name that is unsafe, reserved or gives administration counts only where the map says so. It is the group that is
-/// refused, not the token: an unsafe name can be no tier's group, so leaving it out changes nothing but what is shown.
-fn group(name: &str, issuer: &OidcIssuer) -> Option<String> {
-    if let Some(mapped) = issuer.group_map.get(name) {
-        return Some(mapped.clone());
-    }
-    let is_reserved = name.eq_ignore_ascii_case(ADMINS) || name.to_ascii_lowercase().starts_with("system:");
-    if is_reserved || !is_safe_group(name) {
-        tracing::debug!(issuer = issuer.name, "a group of a token is left out: its name is unsafe or reserved");
-        return None;
-    }
-    Some(name.to_owned())
+    Ok(foreign_groups::given(listed, &issuer.group_map))
 }
 
 fn is_safe_name(name: &str) -> bool {
@@ -157,14 +110,10 @@ fn is_safe_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 100 && name.chars().all(is_safe)
 }
 
-fn is_safe_group(name: &str) -> bool {
-    let is_safe = |c: char| c.is_ascii_alphanumeric() || "._@+-:/".contains(c);
-    !name.is_empty() && name.len() <= 200 && name.chars().all(is_safe)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::governance::policy::ADMINS;
     use crate::governance::tokens::encode;
     use serde_json::json;
 

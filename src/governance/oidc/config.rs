@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
 
+use crate::governance::login::Voucher;
 use crate::governance::tiers::is_group_name;
 
 /// An algorithm that a provider may sign with: asymmetric ones only, never `none` and never a shared secret.
@@ -134,6 +135,11 @@ impl OidcIssuer {
         Ok(())
     }
 
+    /// How its users are known here.
+    pub(in crate::governance) fn voucher(&self) -> Voucher<'_> {
+        Voucher { issuer: &self.issuer, name: &self.name }
+    }
+
     /// Where its discovery document is.
     pub(super) fn discovery(&self) -> String {
         format!("{}/.well-known/openid-configuration", self.issuer.trim_end_matches('/'))
@@ -141,7 +147,7 @@ impl OidcIssuer {
 }
 
 /// An `https` address, or an `http` one of this machine.
-pub(super) fn is_safe_address(url: &str) -> bool {
+pub(in crate::governance) fn is_safe_address(url: &str) -> bool {
     let has_host =
         |rest: &str| !rest.is_empty() && !rest.starts_with(['/', ':', '?', '#']) && !rest.contains([' ', '@']);
     if let Some(rest) = url.strip_prefix("https://") {

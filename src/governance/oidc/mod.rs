@@ -1,13 +1,12 @@
-//! Tokens of identity providers: which are believed, what they say about a user, and the user they stand for here.
+//! Tokens of identity providers: which are believed, and what they say about a user.
 
 mod claims;
 mod config;
 mod documents;
 mod jwks;
-mod login;
 mod provider;
 
+pub(super) use config::is_safe_address;
 pub use config::{OidcIssuer, TokenAlgorithm};
 pub use documents::{DocumentError, Documents, NoDocuments};
-pub(super) use login::log_in;
-pub(super) use provider::{Provider, Verdict};
+pub(super) use provider::{Provider, ProviderTask};

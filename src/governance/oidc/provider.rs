@@ -10,11 +10,12 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::claims::{self, Login};
+use super::claims;
 use super::config::{OidcIssuer, TokenAlgorithm, is_safe_address};
 use super::documents::Documents;
 use super::jwks::KeySet;
 use crate::governance::clock::{Clock, micros};
+use crate::governance::login::Verdict;
 use crate::governance::ports::StoreError;
 use crate::governance::tokens::{Jws, Refused, strict_object};
 
@@ -39,14 +40,6 @@ pub(in crate::governance) struct ProviderTask {
     provider: Arc<Provider>,
     asked: mpsc::Receiver<Done>,
     documents: Arc<dyn Documents>,
-}
-
-/// What became of a token.
-pub(in crate::governance) enum Verdict {
-    /// It is the provider's, and says this.
-    Proven(Login),
-    /// It is not accepted.
-    Refused(Refused),
 }
 
 impl Provider {

@@ -13,7 +13,8 @@ use crate::governance::clock::micros;
 use crate::governance::config::Secret;
 use crate::governance::governor::Core;
 use crate::governance::identity::{Holder, Identities};
-use crate::governance::oidc::{Verdict, log_in};
+use crate::governance::kubernetes::VOUCHER;
+use crate::governance::login::{Login, Verdict, Voucher, log_in};
 use crate::governance::policy::{Means, Principal};
 use crate::governance::ports::{Records, StoreError};
 use crate::governance::records::UserId;
@@ -29,7 +30,7 @@ pub(in crate::governance) struct Tokens {
 enum Proven {
     /// One of ours, and the key that signed it.
     Ours { claims: Claims, signed_with: Arc<str> },
-    /// One of a provider, for a user of ours.
+    /// One that somebody else vouches for, for a user of ours.
     Provider { user: UserId, may_infer: bool },
 }
 
@@ -63,7 +64,7 @@ pub(in crate::governance) async fn verify(
     let proven = match core.tokens.seen.get(&digest, now_us) {
         Some(proven) => proven,
         None => {
-            let (proven, until_us) = match prove(core, text.reveal(), source, now_us).await? {
+            let (proven, until_us) = match prove(core, text, digest, source, now_us).await? {
                 Ok(proven) => proven,
                 Err(reason) => {
                     tracing::debug!(%reason, "a token is not accepted");
@@ -122,11 +123,12 @@ async fn holder(
 /// Checks a token that was not seen before; what is proven, and until when.
 async fn prove(
     core: &Core,
-    text: &str,
+    text: &Secret,
+    digest: [u8; 32],
     source: IpAddr,
     now_us: i64,
 ) -> Result<Result<(Proven, i64), Refused>, StoreError> {
-    let jws = match Jws::parse(text) {
+    let jws = match Jws::parse(text.reveal()) {
         Ok(jws) => jws,
         Err(refused) => return Ok(Err(refused)),
     };
@@ -142,16 +144,36 @@ async fn prove(
             (Proven::Ours { claims, signed_with }, until_us)
         }));
     }
-    let Some(provider) = core.providers.iter().find(|provider| provider.issuer.issuer == issuer) else {
+    if let Some(provider) = core.believed.providers.iter().find(|provider| provider.issuer.issuer == issuer) {
+        let login = match provider.check(&jws, now_us).await? {
+            Verdict::Refused(refused) => return Ok(Err(refused)),
+            Verdict::Proven(login) => login,
+        };
+        let proven =
+            logged_in(core, provider.issuer.voucher(), &login, source, provider.issuer.allow_inference).await?;
+        // Checked again now and then: the provider may have withdrawn the key.
+        let until_us = login.until_us.min(now_us.saturating_add(micros(provider.issuer.keys_refresh)));
+        return Ok(Ok((proven, until_us)));
+    }
+    let Some(cluster) = &core.believed.cluster else {
         return Ok(Err(Refused::claim("iss", "is no issuer that is believed here")));
     };
-    match provider.check(&jws, now_us).await? {
-        Verdict::Refused(refused) => Ok(Err(refused)),
+    // Last, so that no token of ours and none of a provider is ever sent there.
+    match &*cluster.check(text, digest, &jws).await? {
+        Verdict::Refused(refused) => Ok(Err(refused.clone())),
         Verdict::Proven(login) => {
-            let user = log_in(core, &provider.issuer, &login, source).await?;
-            // Checked again now and then: the provider may have withdrawn the key.
-            let until_us = login.until_us.min(now_us.saturating_add(micros(provider.issuer.keys_refresh)));
-            Ok(Ok((Proven::Provider { user, may_infer: provider.issuer.allow_inference }, until_us)))
+            let proven = logged_in(core, VOUCHER, login, source, cluster.rules.allow_inference).await?;
+            Ok(Ok((proven, login.until_us)))
         }
     }
+}
+
+async fn logged_in(
+    core: &Core,
+    voucher: Voucher<'_>,
+    login: &Login,
+    source: IpAddr,
+    may_infer: bool,
+) -> Result<Proven, StoreError> {
+    Ok(Proven::Provider { user: log_in(core, voucher, login, source).await?, may_infer })
 }

@@ -10,6 +10,8 @@ use crate::governance::strict_json::Strict;
 
 /// The longest token that is looked at; a provider's with a few hundred groups fits.
 const MAX_BYTES: usize = 16 << 10;
+/// The last second that is believed to be one: the year 9999.
+const LAST_SECOND: f64 = 253_402_300_799.0;
 
 /// Why a token is not accepted. For the log: clients only learn that it is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,6 +25,9 @@ pub(in crate::governance) enum Refused {
     /// No known key has signed it.
     #[error("no known key has signed it")]
     Signature,
+    /// The API server of the cluster does not vouch for it.
+    #[error("the Kubernetes API server does not vouch for it: {0}")]
+    Review(String),
     /// A claim is missing, malformed or not what it must be.
     #[error("claim `{claim}` {problem}")]
     Claim {
@@ -104,6 +109,19 @@ impl<'a> Jws<'a> {
             Some(Value::String(text)) => Ok(text),
             Some(_) => Err(Refused::claim(claim, "is not text")),
             None => Err(Refused::claim(claim, "is missing")),
+        }
+    }
+
+    /// A claim that is a time in seconds since the Unix epoch, which may have a fraction; in microseconds.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub(in crate::governance) fn moment(&self, claim: &str) -> Result<Option<i64>, Refused> {
+        let Some(value) = self.claims.get(claim) else { return Ok(None) };
+        match value.as_f64().filter(|seconds| (0.0..=LAST_SECOND).contains(seconds)) {
+            // Fits by far: at most 2.6e17 microseconds.
+            Some(seconds) => Ok(Some((seconds * 1e6) as i64)),
+            None => Err(Refused::claim(claim, "is no time")),
         }
     }
 }

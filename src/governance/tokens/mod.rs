@@ -11,3 +11,4 @@ pub(super) use claims::{Claims, MadeWith};
 pub use claims::{LONGEST_TOKEN_LIFE, SHORTEST_TOKEN_LIFE};
 pub(super) use jws::{Jws, Refused, decode, encode, looks_like_jws, strict_object};
 pub(super) use keyring::{Keyring, fresh_key};
+pub(super) use seen::Seen;

@@ -1,4 +1,4 @@
-//! Tokens whose signature was verified before, by the digest of their text, so that using one costs no more than a key.
+//! Tokens that were checked before, by the digest of their text, so that using one costs no more than a key.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 const MOST: usize = 65_536;
 
 /// What was proven about tokens, each until a time of its own.
-pub(super) struct Seen<T> {
+pub(in crate::governance) struct Seen<T> {
     most: usize,
     entries: RwLock<HashMap<[u8; 32], Entry<T>>>,
 }
@@ -25,13 +25,13 @@ impl<T> Default for Seen<T> {
 
 impl<T> Seen<T> {
     /// What was proven about the token with this digest, if that still holds.
-    pub(super) fn get(&self, digest: &[u8; 32], now_us: i64) -> Option<Arc<T>> {
+    pub(in crate::governance) fn get(&self, digest: &[u8; 32], now_us: i64) -> Option<Arc<T>> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         entries.get(digest).filter(|entry| now_us < entry.until_us).map(|entry| entry.proven.clone())
     }
 
     /// Remembers what was proven, until `until_us`.
-    pub(super) fn put(&self, digest: [u8; 32], until_us: i64, proven: Arc<T>, now_us: i64) {
+    pub(in crate::governance) fn put(&self, digest: [u8; 32], until_us: i64, proven: Arc<T>, now_us: i64) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= self.most {
             entries.retain(|_, entry| now_us < entry.until_us);

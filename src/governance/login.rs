@@ -1,41 +1,73 @@
-//! From a proven token to a user of ours: made at the first login, changed only when the provider says something new.
+//! What somebody else's token proves, and the user it stands for here: made at the first login, changed only when there is news.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::claims::Login;
-use super::config::OidcIssuer;
-use crate::governance::audit::Author;
-use crate::governance::clock::micros;
-use crate::governance::governor::Core;
-use crate::governance::ports::{Change, Edit, StoreError};
-use crate::governance::records::{Membership, MembershipSource, UserId, UserRecord};
+use super::audit::Author;
+use super::clock::micros;
+use super::governor::Core;
+use super::ports::{Change, Edit, StoreError};
+use super::records::{Membership, MembershipSource, UserId, UserRecord};
+use super::tokens::Refused;
 
 /// Times a login is decided again because the policy changed meanwhile.
 const ATTEMPTS: usize = 64;
+
+/// What became of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Who vouches for it says this.
+    Proven(Login),
+    /// It is not accepted.
+    Refused(Refused),
+}
+
+/// What one token proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Login {
+    /// The user's own id at whoever vouches for them.
+    pub(super) subject: String,
+    /// The user's name there, restricted to safe characters.
+    pub(super) name: String,
+    /// The groups that count here, sorted.
+    pub(super) groups: Vec<String>,
+    /// When this was said.
+    pub(super) told_at_us: i64,
+    /// First instant at which the token no longer works, or must be checked again.
+    pub(super) until_us: i64,
+}
+
+/// Who vouches for users that are not made here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Voucher<'a> {
+    /// Who somebody is, together with the subject.
+    pub(super) issuer: &'a str,
+    /// What the names of their users begin with here.
+    pub(super) name: &'a str,
+}
 
 /// The user a proven token stands for; made or changed first when the token says something new.
 ///
 /// # Errors
 /// The store.
-pub(in crate::governance) async fn log_in(
+pub(super) async fn log_in(
     core: &Core,
-    issuer: &OidcIssuer,
+    voucher: Voucher<'_>,
     login: &Login,
     source: IpAddr,
 ) -> Result<UserId, StoreError> {
     let records = core.records.as_ref();
     for _ in 0..ATTEMPTS {
         let version = core.identities.version();
-        let known = records.user_by_subject(&issuer.issuer, &login.subject).await?;
+        let known = records.user_by_subject(voucher.issuer, &login.subject).await?;
         let name = match &known {
-            Some(user) if user.name == wanted_name(issuer, login) => user.name.clone(),
-            _ => free_name(core, issuer, login, known.as_ref()).await?,
+            Some(user) if user.name == wanted_name(voucher, login) => user.name.clone(),
+            _ => free_name(core, voucher, login, known.as_ref()).await?,
         };
         let max_age = core.config.groups_max_age;
-        let Some(user) = merged(known.as_ref(), issuer, login, name, max_age, core.clock.now_us()) else {
+        let Some(user) = merged(known.as_ref(), voucher, login, name, max_age, core.clock.now_us()) else {
             return Ok(known.expect("only a known user needs no change").id);
         };
         let author = Author { user: Some(user.id), name: user.name.clone(), key: None, address: Some(source) };
@@ -56,18 +88,18 @@ pub(in crate::governance) async fn log_in(
 }
 
 /// Names are unique over all users: a provider's `admin` is `corp:admin` here.
-fn wanted_name(issuer: &OidcIssuer, login: &Login) -> String {
-    format!("{}:{}", issuer.name, login.name)
+fn wanted_name(voucher: Voucher<'_>, login: &Login) -> String {
+    format!("{}:{}", voucher.name, login.name)
 }
 
 /// The wanted name, or one of its own when somebody else has that: providers give a name away again.
 async fn free_name(
     core: &Core,
-    issuer: &OidcIssuer,
+    voucher: Voucher<'_>,
     login: &Login,
     known: Option<&UserRecord>,
 ) -> Result<String, StoreError> {
-    let wanted = wanted_name(issuer, login);
+    let wanted = wanted_name(voucher, login);
     match core.records.user_by_name(&wanted).await? {
         Some(other) if known.is_none_or(|known| known.id != other.id) => {
             let own = known.filter(|known| known.name.starts_with(&format!("{wanted}:")));
@@ -80,7 +112,7 @@ async fn free_name(
 /// The user as the login leaves them; `None` when nothing is new.
 fn merged(
     known: Option<&UserRecord>,
-    issuer: &OidcIssuer,
+    voucher: Voucher<'_>,
     login: &Login,
     name: String,
     max_age: Duration,
@@ -94,7 +126,7 @@ fn merged(
     let Some(known) = known else {
         return Some(UserRecord {
             id: UserId(Uuid::now_v7()),
-            issuer: issuer.issuer.clone(),
+            issuer: voucher.issuer.to_owned(),
             subject: login.subject.clone(),
             name,
             active: true,
@@ -135,8 +167,8 @@ mod tests {
     }
 
     fn after(known: Option<&UserRecord>, groups: &[&str], told_at_us: i64) -> Option<UserRecord> {
-        let issuer = OidcIssuer::new("corp", "https://id.example.com", vec!["a".into()]);
-        merged(known, &issuer, &login(groups, told_at_us), "corp:ann".into(), MAX_AGE, told_at_us)
+        let voucher = Voucher { issuer: "https://id.example.com", name: "corp" };
+        merged(known, voucher, &login(groups, told_at_us), "corp:ann".into(), MAX_AGE, told_at_us)
     }
 
     fn names(user: &UserRecord) -> Vec<&str> {
