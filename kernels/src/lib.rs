@@ -6,7 +6,7 @@
 //!
 //! | operation | what it does |
 //! |---|---|
-//! | [`linear`] | `y = x · wᵀ + bias` with dense or quantised packed weights |
+//! | [`linear`], [`linear_each`] | `y = x · wᵀ + bias` with dense or quantised packed weights, with one matrix or several |
 //! | [`rms_norm`], [`add_rms_norm`], [`add`] | root-mean-square norm, with the residual sum before it |
 //! | [`silu_mul`] | the gate of a gated feed-forward layer |
 //! | [`rope_store`] | optional q/k norm, rotary position, keys and values into their cache slots |
@@ -43,7 +43,7 @@ pub use cpu::Level;
 pub use error::KernelError;
 pub use format::WeightFormat;
 pub use kv::{BLOCK_TOKENS, KvDtype, KvLayer, KvShape, PAD_SLOT};
-pub use linear::linear;
+pub use linear::{Product, linear, linear_each};
 pub use memory::{Floats, WeightMemory};
 pub use norm::{add, add_rms_norm, rms_norm};
 pub use packed::{PackedMatrix, PackedPart};

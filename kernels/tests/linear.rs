@@ -2,7 +2,9 @@
 
 use crate::random::{Random, assert_close, assert_same_bits, poison, pools};
 use millgate_kernels::reference::{self, Matrix};
-use millgate_kernels::{KernelError, Level, PackedMatrix, PackedPart, Pool, WeightFormat, linear};
+use millgate_kernels::{
+    KernelError, Level, PackedMatrix, PackedPart, Pool, Product, WeightFormat, linear, linear_each,
+};
 
 /// Column counts that end in the middle of everything, as far as the format's blocks allow.
 fn odd_cols(format: WeightFormat) -> Vec<usize> {
@@ -102,6 +104,51 @@ fn stacked_matrices_give_the_outputs_of_each_one_after_the_other() {
             .collect();
         assert_same_bits(&run(&pool, &x, &stacked, None), &wanted, &format!("{format:?}"));
     }
+}
+
+#[test]
+fn several_matrices_of_one_input_give_what_each_gives_alone() {
+    let mut random = Random(11);
+    for pool in pools(2) {
+        // Formats that share laid-out rows stand beside formats that do not.
+        let formats = [WeightFormat::Q4K, WeightFormat::Q4K, WeightFormat::Q6K, WeightFormat::Bf16, WeightFormat::Q8_0];
+        for m in [1, 5, 40] {
+            let x = random.floats(m * 512);
+            let weights: Vec<_> = (formats.into_iter().zip([40, 16, 1, 33, 70]))
+                .map(|(format, rows)| {
+                    PackedMatrix::pack(format, rows, 512, &random.weights(format, rows, 512)).unwrap()
+                })
+                .collect();
+            let bias = random.floats(16);
+            let biases = [None, Some(bias.as_slice()), None, None, None];
+            let mut found: Vec<_> = weights.iter().map(|w| poison(m * w.rows())).collect();
+            let mut products: Vec<_> = (weights.iter().zip(biases).zip(&mut found))
+                .map(|((weight, bias), y)| Product { weight, bias, y })
+                .collect();
+            linear_each(&pool, &x, &mut products).unwrap();
+            for ((w, bias), found) in weights.iter().zip(biases).zip(&found) {
+                assert_same_bits(
+                    found,
+                    &run(&pool, &x, w, bias),
+                    &format!("{:?} {:?} m {m}", pool.level(), w.format()),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_written_when_one_of_several_products_does_not_fit() {
+    let pool = Pool::new(1);
+    let pack = |rows| PackedMatrix::pack(WeightFormat::F32, rows, 4, &vec![0; rows * 16]).unwrap();
+    let (good, bad) = (pack(3), pack(2));
+    let (mut first, mut second) = (poison(3), poison(3));
+    let products = &mut [
+        Product { weight: &good, bias: None, y: &mut first },
+        Product { weight: &bad, bias: None, y: &mut second },
+    ];
+    assert!(matches!(linear_each(&pool, &[1.0; 4], products), Err(KernelError::Shape { op: "linear", .. })));
+    assert_same_bits(&first, &poison(3), "the first output");
 }
 
 #[test]

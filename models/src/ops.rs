@@ -1,6 +1,6 @@
 //! Operations of the forward pass over the workspace: kernels called with our layers, errors named by operation.
 
-use millgate_kernels::{self as kernels, AttentionBatch, KernelError, KvLayer, PackedMatrix, Pool, RopeStore};
+use millgate_kernels::{self as kernels, AttentionBatch, KernelError, KvLayer, PackedMatrix, Pool, Product, RopeStore};
 
 use crate::layers::{Linear, RmsNorm};
 use crate::model::ForwardError;
@@ -24,6 +24,16 @@ pub(crate) fn embed(tokens: &[u32], embedding: &PackedMatrix, out: &mut [f32]) -
 /// `y = x · wᵀ + bias`.
 pub(crate) fn linear(pool: &Pool, x: &[f32], layer: &Linear, y: &mut [f32]) -> Result<(), ForwardError> {
     kernels::linear(pool, x, &layer.weight, layer.bias.as_deref(), y).map_err(named("linear"))
+}
+
+/// The same for several layers that read the same rows.
+pub(crate) fn linear_each<const N: usize>(
+    pool: &Pool,
+    x: &[f32],
+    layers: [(&Linear, &mut [f32]); N],
+) -> Result<(), ForwardError> {
+    let mut products = layers.map(|(layer, y)| Product { weight: &layer.weight, bias: layer.bias.as_deref(), y });
+    kernels::linear_each(pool, x, &mut products).map_err(named("linear"))
 }
 
 /// Logits of hidden rows.

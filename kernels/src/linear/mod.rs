@@ -10,4 +10,4 @@ mod rows;
 mod tiles;
 mod vectors;
 
-pub use product::linear;
+pub use product::{Product, linear, linear_each};

@@ -13,6 +13,17 @@ pub(super) const CACHED_WEIGHT_BYTES: usize = 512 << 10;
 /// Parts a thread gets, so that a thread that starts late or is held up leaves the others something to take.
 pub(super) const PARTS_A_THREAD: usize = 8;
 
+/// One matrix that rows are multiplied with, and where its outputs go.
+#[derive(Debug)]
+pub struct Product<'a> {
+    /// The matrix.
+    pub weight: &'a PackedMatrix,
+    /// Added to the outputs, `[rows]`.
+    pub bias: Option<&'a [f32]>,
+    /// The outputs, `[m, rows]`.
+    pub y: &'a mut [f32],
+}
+
 /// Multiplies activation rows with a packed matrix.
 ///
 /// # Shapes
@@ -26,33 +37,65 @@ pub fn linear(
     bias: Option<&[f32]>,
     y: &mut [f32],
 ) -> Result<(), KernelError> {
-    let (rows, cols) = (w.rows(), w.cols());
+    linear_each(pool, x, &mut [Product { weight: w, bias, y }])
+}
+
+/// Multiplies the same activation rows with several matrices; neighbours of one format and width share the rows as laid out for it.
+///
+/// # Shapes
+/// `x`: `[m, cols]`, the others as [`Product`] says.
+/// # Errors
+/// [`KernelError::Shape`] when lengths do not fit; every `y` is then untouched.
+pub fn linear_each(pool: &Pool, x: &[f32], products: &mut [Product<'_>]) -> Result<(), KernelError> {
+    for product in &*products {
+        check(x, product)?;
+    }
+    let is_alike =
+        |a: &Product, b: &Product| (a.weight.format(), a.weight.cols()) == (b.weight.format(), b.weight.cols());
+    for alike in products.chunk_by_mut(is_alike) {
+        let w = alike[0].weight;
+        let m = x.len() / w.cols();
+        if m == 0 {
+            continue;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if pool.level() == crate::Level::Amx && w.format() == crate::WeightFormat::Bf16 {
+            use super::tiles;
+            let cut = RowCut::of(m, tiles::MAX_ROWS);
+            // Every tile is as high as the first, so that the registers keep one shape.
+            let layout = Layout { packing: crate::cpu::XPacking::Bf16Rows, row_count: &|_| cut.rows_per_tile };
+            laid_out(pool, x, w, (&layout, &cut), |rows| {
+                for product in alike {
+                    tiles::multiply(pool, &cut, rows, product.weight, &product.target());
+                }
+            });
+            continue;
+        }
+        let kernel = Kernel::of(pool.level(), w.format());
+        let cut = RowCut::of(m, kernel.max_rows());
+        let layout = Layout { packing: kernel.packing, row_count: &|rows| kernel.row_count_for(rows) };
+        laid_out(pool, x, w, (&layout, &cut), |tiles| {
+            for product in alike {
+                vectors::multiply(pool, (&kernel, &cut), tiles, product.weight, &product.target());
+            }
+        });
+    }
+    Ok(())
+}
+
+fn check(x: &[f32], product: &Product) -> Result<(), KernelError> {
+    let (rows, cols) = (product.weight.rows(), product.weight.cols());
     if cols == 0 || !x.len().is_multiple_of(cols) {
         return Err(KernelError::Shape { op: "linear", what: "x length (a multiple)", found: x.len(), wanted: cols });
     }
-    let m = x.len() / cols;
-    expect_len("linear", "y length", y.len(), m * rows)?;
-    if let Some(bias) = bias {
-        expect_len("linear", "bias length", bias.len(), rows)?;
+    expect_len("linear", "y length", product.y.len(), x.len() / cols * rows)?;
+    product.bias.map_or(Ok(()), |bias| expect_len("linear", "bias length", bias.len(), rows))
+}
+
+impl Product<'_> {
+    fn target(&mut self) -> Target<'_> {
+        Target { bias: self.bias, y: Shared::new(self.y) }
     }
-    if y.is_empty() {
-        return Ok(());
-    }
-    let target = Target { bias, y: Shared::new(y) };
-    #[cfg(target_arch = "x86_64")]
-    if pool.level() == crate::Level::Amx && w.format() == crate::WeightFormat::Bf16 {
-        use super::tiles;
-        let cut = RowCut::of(m, tiles::MAX_ROWS);
-        // Every tile is as high as the first, so that the registers keep one shape.
-        let layout = Layout { packing: crate::cpu::XPacking::Bf16Rows, row_count: &|_| cut.rows_per_tile };
-        laid_out(pool, x, w, (&layout, &cut), |tiles| tiles::multiply(pool, &cut, tiles, w, &target));
-        return Ok(());
-    }
-    let kernel = Kernel::of(pool.level(), w.format());
-    let cut = RowCut::of(m, kernel.max_rows());
-    let layout = Layout { packing: kernel.packing, row_count: &|rows| kernel.row_count_for(rows) };
-    laid_out(pool, x, w, (&layout, &cut), |tiles| vectors::multiply(pool, (&kernel, &cut), tiles, w, &target));
-    Ok(())
 }
 
 /// Where sums go.

@@ -83,9 +83,7 @@ impl Attention {
         let (query_len, key_len) = (tokens * self.query.weight.rows(), tokens * self.key.weight.rows());
         let query = &mut space.query[..query_len];
         let (key, value) = (&mut space.key[..key_len], &mut space.value[..key_len]);
-        ops::linear(pool, x, &self.query, query)?;
-        ops::linear(pool, x, &self.key, key)?;
-        ops::linear(pool, x, &self.value, value)?;
+        ops::linear_each(pool, x, [(&self.query, query), (&self.key, key), (&self.value, value)])?;
         let input = RopeStore {
             k: key,
             v: value,

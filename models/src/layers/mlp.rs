@@ -47,8 +47,7 @@ impl Mlp {
         let rows = x.len() / self.gate.weight.cols();
         let width = rows * self.gate.weight.rows();
         let (gate, up, product) = (&mut space.gate[..width], &mut space.up[..width], &mut space.product[..width]);
-        ops::linear(pool, x, &self.gate, gate)?;
-        ops::linear(pool, x, &self.up, up)?;
+        ops::linear_each(pool, x, [(&self.gate, gate), (&self.up, up)])?;
         ops::silu_mul(pool, gate, up, product)?;
         ops::linear(pool, product, &self.down, out)
     }
