@@ -1,14 +1,16 @@
 //! Causal attention of a ragged batch over the paged cache.
 //!
 //! Work is cut into tiles: a few consecutive queries of one sequence with all query heads that share a key/value head,
-//! so that a key or value is read once for all of them. Two things fix the order of sums whatever the batch: keys are
-//! taken in blocks of [`crate::BLOCK_TOKENS`] aligned to positions, with one rescaling of the running softmax a block;
-//! and running sums start anew at every segment of 512 positions, whose results are then merged in order. Segments are
-//! what long contexts at small batch are shared among threads by; they are there even when nothing is shared.
+//! so that a key or value is read once for all of them. The order of sums is the same whatever the batch: each segment of
+//! 512 positions has a softmax of its own, with the largest of all its scores as its peak, and the results of segments
+//! are merged in order, each rescaled to the common peak. Segments are also what long contexts at small batch are shared
+//! among threads by; they are there even when nothing is shared.
 
 mod batch;
+mod segment;
 mod softmax;
 mod tile;
+mod widen;
 mod work;
 
 pub use batch::{AttentionBatch, SequenceSpan, paged_attention};

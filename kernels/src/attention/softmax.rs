@@ -1,122 +1,147 @@
-//! The running softmax: one block of scores becomes weights, and sums made under another peak are rescaled.
+//! Softmax of the scores of one segment, and the merging of segments.
+//!
+//! Scores come in units of `ln 2`: powers of two take fewer steps than powers of e.
 
-use crate::BLOCK_TOKENS;
+use super::segment::SCORE_PITCH;
 use crate::cpu::by_level;
-use crate::cpu::lanes::{LANES, exp, sum};
-use crate::kv::KvDtype;
+use crate::cpu::lanes::{LANES, exp2_below_zero, sum};
 use std::ops::Range;
 
-/// Peaks, weights and values of rows.
-type SumsMut<'a> = (&'a mut [f32], &'a mut [f32], &'a mut [f32]);
-/// The same, to read.
-type SumsRef<'a> = (&'a [f32], &'a [f32], &'a [f32]);
-
-/// Which keys of a block the rows of a tile see.
+/// Which keys of a segment the rows of a tile see. Keys are counted from the segment's first position.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct BlockRows {
+pub(super) struct SegmentRows {
     pub(super) num_rows: usize,
+    /// Rows that the kernels take at once.
+    pub(super) m: usize,
     /// Rows of one query.
     pub(super) group: usize,
     /// Position of the first query.
     pub(super) position: usize,
     /// Latest positions a query sees.
     pub(super) window: usize,
-    /// Position of the block's first key.
-    pub(super) block_start: usize,
-    /// Floats from one row of values to the next.
-    pub(super) pitch: usize,
+    /// Position of the segment's first key.
+    pub(super) start: usize,
+    /// Positions of a segment.
+    pub(super) len: usize,
 }
 
-impl BlockRows {
-    /// The keys of the block that a row sees.
+impl SegmentRows {
+    /// The keys that a row sees.
     #[inline(always)]
-    fn seen_by(&self, row: usize) -> Range<usize> {
+    pub(super) fn seen_by(&self, row: usize) -> Range<usize> {
         let position = self.position + row / self.group;
         let first = (position + 1).saturating_sub(self.window);
-        let start = first.saturating_sub(self.block_start).min(BLOCK_TOKENS);
-        let end = (position + 1).saturating_sub(self.block_start).min(BLOCK_TOKENS);
+        let start = first.saturating_sub(self.start).min(self.len);
+        let end = (position + 1).saturating_sub(self.start).min(self.len);
         start..end.max(start)
     }
 
+    /// The keys from the first to the last that any of the rows from `row` on sees which the kernels take together.
+    #[inline(always)]
+    pub(super) fn seen_by_rows_from(&self, row: usize) -> Range<usize> {
+        self.seen_by_any(row..(row + self.m).min(self.num_rows))
+    }
+
     /// The keys from the first to the last that any row sees.
-    pub(super) fn seen_by_any(&self) -> Range<usize> {
-        // Later rows see later keys.
-        self.seen_by(0).start..self.seen_by(self.num_rows - 1).end.max(self.seen_by(0).start)
+    pub(super) fn seen_by_all(&self) -> Range<usize> {
+        self.seen_by_any(0..self.num_rows)
+    }
+
+    #[inline(always)]
+    fn seen_by_any(&self, rows: Range<usize>) -> Range<usize> {
+        // Later rows see later keys. The first may see nothing any more, or the last nothing yet.
+        let (first, last) = (self.seen_by(rows.start), self.seen_by(rows.end - 1));
+        first.start..last.end.max(first.end)
     }
 }
 
 by_level! {
-    /// Turns the scores `[rows][32]` of a block into weights and rescales the sums to the new peaks.
-    pub(super) fn soften(rows: &BlockRows, scores: &mut [f32], sums: SumsMut<'_>) = soften_rows
+    /// Turns the scores `[rows][SCORE_PITCH]` of a segment into weights; returns each row's largest score and sum of
+    /// weights in `peaks` and `weights`. Keys that other rows of a kernel see, and a row does not, have no weight.
+    pub(super) fn soften(rows: &SegmentRows, scores: &mut [f32], peaks: &mut [f32], weights: &mut [f32]) = soften_rows
 }
 
 #[inline(always)]
-fn soften_rows(rows: &BlockRows, scores: &mut [f32], (peaks, weights, values): SumsMut<'_>) {
-    let (scores, _) = scores.as_chunks_mut::<BLOCK_TOKENS>();
+fn soften_rows(rows: &SegmentRows, scores: &mut [f32], peaks: &mut [f32], weights: &mut [f32]) {
+    let (scores, _) = scores.as_chunks_mut::<SCORE_PITCH>();
     for (row, scores) in scores.iter_mut().enumerate() {
+        let (registers, _) = scores.as_chunks_mut::<LANES>();
+        let common = rows.seen_by_rows_from(row / rows.m * rows.m);
         let seen = if row < rows.num_rows { rows.seen_by(row) } else { 0..0 };
-        if seen.is_empty() {
-            scores.fill(0.0);
-            continue;
+        let own = seen.start / LANES..seen.end.div_ceil(LANES);
+        for unseen in [common.start / LANES..own.start, own.end..common.end.div_ceil(LANES)] {
+            registers.get_mut(unseen).unwrap_or_default().fill([0.0; LANES]);
         }
-        let halves: &mut [[f32; LANES]; 2] = scores.as_chunks_mut().0.try_into().expect("a block is two registers");
-        if seen.len() < BLOCK_TOKENS {
-            hide(halves, &seen);
+        let registers = &mut registers[own];
+        // The other keys of the outermost registers get the score of no weight.
+        if let Some(first) = registers.first_mut() {
+            first[..seen.start % LANES].fill(f32::NEG_INFINITY);
         }
-        let old = peaks[row];
-        let highest = max(halves);
-        let peak = if highest > old { highest } else { old };
-        let mut partial = [0.0f32; LANES];
-        for half in halves {
-            for i in 0..LANES {
-                half[i] = exp(half[i] - peak);
-                partial[i] += half[i];
-            }
+        if let Some(last) = registers.last_mut() {
+            last[(seen.end - 1) % LANES + 1..].fill(f32::NEG_INFINITY);
         }
-        let factor = exp(old - peak);
-        weights[row] = weights[row].mul_add(factor, sum(partial));
-        peaks[row] = peak;
-        if factor != 1.0 {
-            for v in &mut values[row * rows.pitch..(row + 1) * rows.pitch] {
-                *v *= factor;
-            }
-        }
+        peaks[row] = highest(registers);
+        weights[row] = weigh(registers, peaks[row]);
     }
 }
 
-/// Keys outside of `seen` get the score of no weight.
+/// The largest score. A NaN among them may be passed over: its weight becomes NaN all the same.
 #[inline(always)]
-fn hide(halves: &mut [[f32; LANES]; 2], seen: &Range<usize>) {
-    let (start, end) = (seen.start as u32, seen.end as u32);
-    for (h, half) in halves.iter_mut().enumerate() {
-        for (i, score) in half.iter_mut().enumerate() {
-            let key = (h * LANES + i) as u32;
-            *score = if (key >= start) & (key < end) { *score } else { f32::NEG_INFINITY };
+fn highest(registers: &[[f32; LANES]]) -> f32 {
+    // Four chains: a maximum takes several cycles.
+    const CHAINS: usize = 4;
+    let mut chains = [[f32::NEG_INFINITY; LANES]; CHAINS];
+    let (quads, rest) = registers.as_chunks::<CHAINS>();
+    for quad in quads {
+        for (chain, register) in chains.iter_mut().zip(quad) {
+            *chain = larger(chain, register);
         }
     }
-}
-
-/// The largest score, in a fixed tree. A NaN among them may be passed over: its weight becomes NaN all the same.
-#[inline(always)]
-fn max([a, b]: &[[f32; LANES]; 2]) -> f32 {
-    let mut highest = [0.0; LANES];
-    for i in 0..LANES {
-        highest[i] = if a[i] > b[i] { a[i] } else { b[i] };
+    for register in rest {
+        chains[0] = larger(&chains[0], register);
     }
+    let mut lanes = larger(&larger(&chains[0], &chains[1]), &larger(&chains[2], &chains[3]));
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
-            highest[i] = if highest[i] > highest[i + width] { highest[i] } else { highest[i + width] };
+            lanes[i] = if lanes[i] > lanes[i + width] { lanes[i] } else { lanes[i + width] };
         }
         width /= 2;
     }
-    highest[0]
+    lanes[0]
+}
+
+#[inline(always)]
+fn larger(a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    let mut larger = [0.0; LANES];
+    for i in 0..LANES {
+        larger[i] = if a[i] > b[i] { a[i] } else { b[i] };
+    }
+    larger
+}
+
+/// Turns scores into weights; returns their sum.
+#[inline(always)]
+fn weigh(registers: &mut [[f32; LANES]], peak: f32) -> f32 {
+    let mut partial = [0.0f32; LANES];
+    for register in registers {
+        for i in 0..LANES {
+            register[i] = exp2_below_zero(register[i] - peak);
+            partial[i] += register[i];
+        }
+    }
+    sum(partial)
 }
 
 by_level! {
     /// Adds the sums of a later segment to those of the segments before it.
     pub(super) fn merge_rows(pitch: usize, total: SumsMut<'_>, segment: SumsRef<'_>) = merge
 }
+
+/// Peaks, weights and values of rows.
+type SumsMut<'a> = (&'a mut [f32], &'a mut [f32], &'a mut [f32]);
+/// The same, to read.
+type SumsRef<'a> = (&'a [f32], &'a [f32], &'a [f32]);
 
 #[inline(always)]
 fn merge(pitch: usize, (peaks, weights, values): SumsMut<'_>, segment: SumsRef<'_>) {
@@ -127,7 +152,7 @@ fn merge(pitch: usize, (peaks, weights, values): SumsMut<'_>, segment: SumsRef<'
             continue;
         }
         let peak = if new > old { new } else { old };
-        let (keep, take) = (exp(old - peak), exp(new - peak));
+        let (keep, take) = (exp2_below_zero(old - peak), exp2_below_zero(new - peak));
         peaks[row] = peak;
         weights[row] = (weights[row] * keep) + segment.1[row] * take;
         let values = &mut values[row * pitch..(row + 1) * pitch];
@@ -135,28 +160,4 @@ fn merge(pitch: usize, (peaks, weights, values): SumsMut<'_>, segment: SumsRef<'
             *v = *v * keep + s * take;
         }
     }
-}
-
-by_level! {
-    /// Converts stored elements to floats; what `target` has beyond them becomes zero.
-    pub(super) fn widen(dtype: KvDtype, stored: &[u8], target: &mut [f32]) = widen_row
-}
-
-#[inline(always)]
-fn widen_row(dtype: KvDtype, stored: &[u8], target: &mut [f32]) {
-    let len = stored.len() / dtype.bytes();
-    let (elements, padding) = target.split_at_mut(len);
-    match dtype {
-        KvDtype::F32 => {
-            for (t, s) in elements.iter_mut().zip(stored.as_chunks::<4>().0) {
-                *t = f32::from_ne_bytes(*s);
-            }
-        }
-        KvDtype::Bf16 => {
-            for (t, s) in elements.iter_mut().zip(stored.as_chunks::<2>().0) {
-                *t = f32::from_bits(u32::from(u16::from_ne_bytes(*s)) << 16);
-            }
-        }
-    }
-    padding.fill(0.0);
 }

@@ -10,8 +10,8 @@ use std::cell::Cell;
 pub(super) const SEGMENT_BLOCKS: usize = 16;
 /// Query rows (queries times heads of a group) of one tile: as many as the second-level cache holds easily, and a
 /// multiple of the row counts of the kernels.
-const TILE_ROWS: usize = 48;
-/// With fewer tiles a thread than this, tiles are shared out a segment at a time.
+const TILE_ROWS: usize = 96;
+/// With fewer tiles a thread than this, tiles are made smaller, and then shared out a segment at a time.
 const TILES_A_THREAD: usize = 2;
 
 thread_local! {
@@ -40,7 +40,11 @@ impl Inputs<'_> {
 
 /// Computes the whole batch.
 pub(super) fn run(pool: &Pool, inputs: &Inputs, out: &mut [f32]) {
-    let tiles = cut(pool, inputs, (TILE_ROWS / inputs.group()).max(1));
+    let mut tiles = cut(pool, inputs, TILE_ROWS);
+    if tiles.len() < TILES_A_THREAD * pool.threads() {
+        // Threads that wait for the last tile cost more than what larger tiles save.
+        tiles = cut(pool, inputs, TILE_ROWS / 2);
+    }
     let out = Shared::new(out);
     let segments: usize = tiles.iter().map(Tile::num_segments).sum();
     if tiles.len() < TILES_A_THREAD * pool.threads() && segments > tiles.len() && pool.threads() > 1 {
@@ -94,8 +98,9 @@ fn run_by_segment(pool: &Pool, inputs: &Inputs, tiles: &[Tile], out: Shared<f32>
     });
 }
 
-/// Tiles of at most `queries` queries, in order of sequence, key/value head and position.
-fn cut(pool: &Pool, inputs: &Inputs, queries: usize) -> Vec<Tile> {
+/// Tiles of at most `rows` rows (or one query), in order of sequence, key/value head and position.
+fn cut(pool: &Pool, inputs: &Inputs, rows: usize) -> Vec<Tile> {
+    let queries = (rows / inputs.group()).max(1);
     let mut tiles = Vec::new();
     for span in inputs.batch.sequences {
         let first_position = (span.context_len - span.query_len) as usize;

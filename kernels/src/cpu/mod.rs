@@ -10,12 +10,10 @@ mod avx512;
 mod by_level;
 mod detect;
 pub(crate) mod lanes;
-mod prefetch;
 mod scalar;
 mod tile;
 
 pub(crate) use activations::{ActivationRows, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
-pub(crate) use prefetch::prefetch;
 pub(crate) use tile::{Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};

@@ -2,6 +2,7 @@
 
 use super::tile::{Kernel, Out, RUN_WORDS, StridedTile, TileInput, XPacking};
 use crate::WeightFormat;
+use crate::kv::KvDtype;
 use crate::panels::{DENSE_ROWS, QUANT_ROWS, panel_bytes, read_dense, read_run};
 use crate::quant::{RUN, offset};
 
@@ -118,8 +119,13 @@ pub(super) unsafe fn f32_tile(tile: &StridedTile) {
                 let y = tile.y.add(r * tile.y_stride + i);
                 let mut sum = if tile.resumes { *y } else { 0.0 };
                 for k in 0..tile.depth {
-                    let x = *tile.x.add(if tile.x_is_packed { k * tile.m + r } else { r * 32 + k });
-                    sum = x.mul_add(*tile.w.add(k * tile.w_stride + i), sum);
+                    let x = *tile.x.add(r * tile.x_stride + k);
+                    let at = k * tile.w_stride + i;
+                    let w = match tile.w_dtype {
+                        KvDtype::F32 => tile.w.cast::<f32>().add(at).read_unaligned(),
+                        KvDtype::Bf16 => f32::from_bits(u32::from(tile.w.cast::<u16>().add(at).read_unaligned()) << 16),
+                    };
+                    sum = x.mul_add(w, sum);
                 }
                 *y = sum;
             }

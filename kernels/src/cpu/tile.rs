@@ -5,6 +5,7 @@
 
 use super::{Level, scalar};
 use crate::WeightFormat;
+use crate::kv::KvDtype;
 
 /// How activations are laid out for a kernel. A tile holds `m` rows side by side, so that one step reads `m` words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,19 +130,29 @@ impl Kernel {
     }
 }
 
-/// A product of plain f32 memory, as attention needs it: `y[r][0..32] (+)= sum over k of x(r, k) * w[k][0..32]`.
+/// A product of plain memory, as attention needs it: `y[r][0..32] (+)= sum over k of x[r][k] * w[k][0..32]`.
+///
+/// Elements of `w` that are bf16 are widened in registers: the bits are those of a product with the widened memory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StridedTile {
     /// First factor.
     pub(crate) x: *const f32,
-    /// Whether `x` is `[k][m]` (packed) or `[m][32]` (score rows).
-    pub(crate) x_is_packed: bool,
+    /// Floats from one of its rows to the next.
+    pub(crate) x_stride: usize,
     /// Rows, one of the level's f32 row counts.
     pub(crate) m: usize,
-    /// Second factor, rows of 32 floats…
-    pub(crate) w: *const f32,
-    /// …this many floats apart.
+    /// Second factor, rows of 32 elements…
+    pub(crate) w: *const u8,
+    /// …of this type…
+    pub(crate) w_dtype: KvDtype,
+    /// …this many elements apart.
     pub(crate) w_stride: usize,
+    /// What is wanted next, fetched meanwhile: a cache line for every step of the sum. Any address.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
+    pub(crate) ahead: *const u8,
+    /// Bytes from one of those lines to the next.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
+    pub(crate) ahead_stride: usize,
     /// Length of the sum.
     pub(crate) depth: usize,
     /// First output.

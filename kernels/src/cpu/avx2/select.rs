@@ -1,10 +1,12 @@
 //! The table of AVX2 kernels: which function for which format and row count.
 
-use super::dense::{self, Bf16, F16, F32, Weights};
+use super::dense::{self, Bf16, Bf16Single, F16, F32, Weights};
 use super::quantised::{self, number};
 use crate::WeightFormat;
 use crate::cpu::tile::{TileFn, XPacking};
 use crate::cpu::{Kernel, Out, StridedTile, TileInput};
+use crate::kv::KvDtype;
+use std::arch::x86_64::__m256;
 
 const DENSE_ROW_COUNTS: &[usize] = &[1, 2, 4, 6];
 /// A run's weights take half of the registers.
@@ -67,27 +69,32 @@ unsafe fn quant_tile<const F: u8>(input: &TileInput, out: &Out) {
 /// As [`crate::cpu::f32_tile`].
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) unsafe fn f32_tile(tile: &StridedTile) {
-    /// # Safety
-    /// As the function around it.
-    #[inline(always)]
-    unsafe fn both<const M: usize, const PACKED: bool>(tile: &StridedTile) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            dense::strided::<M, 2, PACKED>(tile, 0);
-            dense::strided::<M, 2, PACKED>(tile, 2);
-        }
-    }
     // SAFETY: the caller's promise; the features are enabled.
     unsafe {
-        match (tile.m, tile.x_is_packed) {
-            (1, true) => dense::strided::<1, 4, true>(tile, 0),
-            (2, true) => dense::strided::<2, 4, true>(tile, 0),
-            (4, true) => both::<4, true>(tile),
-            (6, true) => both::<6, true>(tile),
-            (1, false) => dense::strided::<1, 4, false>(tile, 0),
-            (2, false) => dense::strided::<2, 4, false>(tile, 0),
-            (4, false) => both::<4, false>(tile),
-            (6, false) => both::<6, false>(tile),
+        match tile.w_dtype {
+            KvDtype::F32 => strided_rows::<F32>(tile),
+            KvDtype::Bf16 => strided_rows::<Bf16Single>(tile),
+        }
+    }
+}
+
+/// # Safety
+/// As [`crate::cpu::f32_tile`], inlined where AVX2 and FMA are enabled.
+#[inline(always)]
+unsafe fn strided_rows<W: Weights<Loaded = __m256>>(tile: &StridedTile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.m {
+            1 => dense::strided::<W, 1, 4>(tile, 0),
+            2 => dense::strided::<W, 2, 4>(tile, 0),
+            4 => {
+                dense::strided::<W, 4, 2>(tile, 0);
+                dense::strided::<W, 4, 2>(tile, 2);
+            }
+            6 => {
+                dense::strided::<W, 6, 2>(tile, 0);
+                dense::strided::<W, 6, 2>(tile, 2);
+            }
             _ => unreachable!("not one of the row counts"),
         }
     }

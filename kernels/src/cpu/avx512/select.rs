@@ -1,10 +1,12 @@
 //! The table of AVX-512 kernels: which function for which format and row count.
 
-use super::dense::{self, Bf16Dot, Bf16Wide, F16, F32, Weights};
+use super::dense::{self, Bf16Dot, Bf16Single, Bf16Wide, F16, F32, Weights};
 use super::quantised::{self, Format, Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use crate::WeightFormat;
 use crate::cpu::tile::{TileFn, XPacking};
 use crate::cpu::{Kernel, Out, StridedTile, TileInput};
+use crate::kv::KvDtype;
+use std::arch::x86_64::__m512;
 
 /// Dense: twelve rows times two registers of outputs leave room for the weights. Quantised: twelve sums, six integer sums
 /// and a run's eight registers of weights.
@@ -93,21 +95,27 @@ unsafe fn quant_tile<F: Format>(input: &TileInput, out: &Out) {
 pub(in crate::cpu) unsafe fn f32_tile(tile: &StridedTile) {
     // SAFETY: the caller's promise; the features are enabled.
     unsafe {
-        match (tile.m, tile.x_is_packed) {
-            (1, true) => dense::strided::<1, true>(tile),
-            (2, true) => dense::strided::<2, true>(tile),
-            (3, true) => dense::strided::<3, true>(tile),
-            (4, true) => dense::strided::<4, true>(tile),
-            (6, true) => dense::strided::<6, true>(tile),
-            (8, true) => dense::strided::<8, true>(tile),
-            (12, true) => dense::strided::<12, true>(tile),
-            (1, false) => dense::strided::<1, false>(tile),
-            (2, false) => dense::strided::<2, false>(tile),
-            (3, false) => dense::strided::<3, false>(tile),
-            (4, false) => dense::strided::<4, false>(tile),
-            (6, false) => dense::strided::<6, false>(tile),
-            (8, false) => dense::strided::<8, false>(tile),
-            (12, false) => dense::strided::<12, false>(tile),
+        match tile.w_dtype {
+            KvDtype::F32 => strided_rows::<F32>(tile),
+            KvDtype::Bf16 => strided_rows::<Bf16Single>(tile),
+        }
+    }
+}
+
+/// # Safety
+/// As [`crate::cpu::f32_tile`], inlined where AVX-512's features are enabled.
+#[inline(always)]
+unsafe fn strided_rows<W: Weights<Loaded = __m512>>(tile: &StridedTile) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match tile.m {
+            1 => dense::strided::<W, 1>(tile),
+            2 => dense::strided::<W, 2>(tile),
+            3 => dense::strided::<W, 3>(tile),
+            4 => dense::strided::<W, 4>(tile),
+            6 => dense::strided::<W, 6>(tile),
+            8 => dense::strided::<W, 8>(tile),
+            12 => dense::strided::<W, 12>(tile),
             _ => unreachable!("not one of the row counts"),
         }
     }
