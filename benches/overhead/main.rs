@@ -6,9 +6,11 @@
 //! cargo bench --bench overhead -- --url http://127.0.0.1:4000 --key sk-x --model m    the same load on another server
 //! ```
 //! Client and server share this machine's cores, so every figure includes the client's own work: compare rungs, not
-//! absolutes, or see with `--apart` what the server alone took of the processor. Rungs are measured in turn, round after round; the table shows the median round and the spread of rounds.
+//! absolutes. The last two columns tell what server and client took of the processor a request. Rungs are measured in turn,
+//! round after round; the table shows the median round and the spread of rounds.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
+mod answer;
 mod instant;
 mod load;
 mod processor;
@@ -17,10 +19,8 @@ mod rungs;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::runtime::Handle;
 
 use load::{Load, Target, Timing};
-use processor::client_runtime;
 use rungs::Ladder;
 
 /// The program's own allocator, or the figures are not the program's.
@@ -45,9 +45,6 @@ struct Args {
     /// Ask for whole answers instead of streams
     #[arg(long)]
     plain: bool,
-    /// Give the client threads of its own, and tell the server's processor time a request
-    #[arg(long)]
-    apart: bool,
     /// Only the rungs whose name holds this
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
@@ -66,48 +63,42 @@ struct Args {
 }
 
 fn main() {
+    answer::check();
     let args = Args::parse();
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let apart = args.apart.then(client_runtime);
-    let client = apart.as_ref().unwrap_or(&runtime).handle();
-    runtime.block_on(measure(&args, client));
-}
-
-async fn measure(args: &Args, client: &Handle) {
-    let load = Load {
-        seconds: Duration::from_secs(args.seconds),
-        tokens: args.tokens,
-        is_streamed: !args.plain,
-        is_apart: args.apart,
-    };
-    match (&args.url, &args.key, &args.model) {
-        (Some(url), Some(key), Some(model)) => {
-            let target = Target { name: url.clone(), url: url.clone(), key: key.clone(), model: model.clone() };
-            report(args, client, load, &[target]).await;
-        }
-        _ => {
-            let ladder = Ladder::start().await;
-            let mut targets = ladder.targets();
-            targets.retain(|target| target.name.contains(&args.only));
-            report(args, client, load, &targets).await;
-            ladder.stop().await;
-        }
+    let load = Load { seconds: Duration::from_secs(args.seconds), tokens: args.tokens, is_streamed: !args.plain };
+    if let (Some(url), Some(key), Some(model)) = (&args.url, &args.key, &args.model) {
+        let target = Target { name: url.clone(), url: url.clone(), key: key.clone(), model: model.clone() };
+        report(&args, load, &[target]);
+        return;
     }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let ladder = runtime.block_on(Ladder::start());
+    let mut targets = ladder.targets();
+    targets.retain(|target| target.name.contains(&args.only));
+    report(&args, load, &targets);
+    runtime.block_on(ladder.stop());
 }
 
-async fn report(args: &Args, client: &Handle, load: Load, targets: &[Target]) {
+fn report(args: &Args, load: Load, targets: &[Target]) {
     println!(
-        "{:<34} {:>8} {:>9} {:>9} {:>9} {:>9} {:>11} {:>17} {:>12}",
-        "behind", "streams", "p50 ms", "p99 ms", "+p50 ms", "+p99 ms", "requests/s", "(of the rounds)", "server us"
+        "{:<34} {:>8} {:>9} {:>9} {:>9} {:>9} {:>11} {:>17} {:>10} {:>10}",
+        "behind",
+        "streams",
+        "p50 ms",
+        "p99 ms",
+        "+p50 ms",
+        "+p99 ms",
+        "requests/s",
+        "(of the rounds)",
+        "server us",
+        "client us"
     );
     for streams in &args.streams {
         let mut rounds: Vec<Vec<Timing>> = vec![Vec::new(); targets.len()];
         // The first round warms connections, caches and the allocator, and is thrown away.
         for round in 0..=args.rounds {
             for (target, timings) in targets.iter().zip(&mut rounds) {
-                let (target, streams) = (target.clone(), *streams);
-                let round_of_load = client.spawn(async move { load.run(&target, streams).await });
-                let timing = round_of_load.await.expect("a round ends without a panic");
+                let timing = load.run(target, *streams);
                 if round > 0 {
                     timings.push(timing);
                 }
@@ -119,7 +110,7 @@ async fn report(args: &Args, client: &Handle, load: Load, targets: &[Target]) {
             let median = timings[timings.len() / 2];
             let floor = floor.get_or_insert(median);
             println!(
-                "{:<34} {:>8} {:>9.3} {:>9.3} {:>9.3} {:>9.3} {:>11.0} {:>17} {:>12}",
+                "{:<34} {:>8} {:>9.3} {:>9.3} {:>9.3} {:>9.3} {:>11.0} {:>17} {:>10.1} {:>10.1}",
                 target.name,
                 streams,
                 median.p50_ms,
@@ -128,7 +119,8 @@ async fn report(args: &Args, client: &Handle, load: Load, targets: &[Target]) {
                 median.p99_ms - floor.p99_ms,
                 median.per_second,
                 format!("({:.0} to {:.0})", timings[0].per_second, timings[timings.len() - 1].per_second),
-                median.server_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}")),
+                median.server_us,
+                median.client_us,
             );
         }
     }

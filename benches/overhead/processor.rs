@@ -1,28 +1,35 @@
-//! How much of the processor the server took: the time of all threads of this process but the client's.
+//! Who took how much of the processor: the first thread of the process, which is the client, and all others, the server.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Runtime};
-
-const CLIENT: &str = "client";
-
-/// A runtime for the client whose threads are told apart from the server's.
-pub(crate) fn client_runtime() -> Runtime {
-    let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(2).thread_name(CLIENT).enable_all().build().expect("a runtime")
+/// Processor time, as the kernel counts it; zero where it does not say.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spent {
+    pub(crate) client: Duration,
+    pub(crate) server: Duration,
 }
 
-/// The time that the server's threads have run so far, as the kernel counts it; none where it does not say.
-pub(crate) fn server_time() -> Option<Duration> {
-    let tasks = fs::read_dir("/proc/self/task").ok()?;
-    let threads = tasks.filter_map(|task| Some(task.ok()?.path()));
-    threads.filter(|path| !is_clients(path)).map(|path| thread_time(&path)).sum()
+impl Spent {
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { client: self.client.saturating_sub(before.client), server: self.server.saturating_sub(before.server) }
+    }
 }
 
-fn is_clients(path: &Path) -> bool {
-    fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim_end() == CLIENT)
+/// The time that the threads of this process have run so far.
+pub(crate) fn spent() -> Spent {
+    let first = std::process::id().to_string();
+    let mut spent = Spent::default();
+    for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let time = thread_time(&task.path()).unwrap_or_default();
+        if task.file_name() == *first {
+            spent.client += time;
+        } else {
+            spent.server += time;
+        }
+    }
+    spent
 }
 
 fn thread_time(path: &Path) -> Option<Duration> {
