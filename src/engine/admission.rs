@@ -71,6 +71,10 @@ impl Scheduler {
     /// Makes a place for a newcomer if there is none: one of a lower band gives up its own, or one of a flow of the same
     /// band that holds more than its part while the newcomer's holds less.
     fn take_place(&mut self, rank: Rank) -> bool {
+        if self.choices <= self.limits.max_running {
+            // There is a place for every sequence that could live: no need to count them.
+            return true;
+        }
         // Who has aged gets one place; its further choices take turns.
         let needed = if rank.has_aged() { 1 } else { self.places_of(rank.id) };
         loop {
@@ -107,9 +111,6 @@ impl Scheduler {
     /// Takes what the prefix cache has for a sequence, if the rest of its tokens fits too; returns the tokens found.
     fn find_blocks(&mut self, rank: Rank) -> Option<usize> {
         loop {
-            // A block for each running sequence that goes before the newcomer's band, so that they do not make it give up its
-            // own at once.
-            let spare = self.running.iter().filter(|&&id| self.rank(id).band() >= rank.band()).count();
             let sequence = self.sequences.get_mut(&rank.id).expect("waiting sequences live");
             let found = match &self.hasher {
                 Some(hasher) if sequence.may_reuse() => {
@@ -121,9 +122,9 @@ impl Scheduler {
                 _ => Vec::new(),
             };
             let needed = sequence.blocks_needed() - found.len() + self.blocks.count_idle(&found);
-            if needed + spare <= self.blocks.available() || self.running.is_empty() && needed <= self.blocks.available()
-            {
+            if self.has_room_for(rank, needed) {
                 found.iter().for_each(|&block| self.blocks.retain(block));
+                let sequence = self.sequences.get_mut(&rank.id).expect("waiting sequences live");
                 sequence.computed = found.len() * BLOCK_TOKENS;
                 sequence.paid_prompt = sequence.paid_prompt.max(sequence.computed.min(sequence.prompt_len));
                 sequence.published = found.len();
@@ -134,6 +135,15 @@ impl Scheduler {
                 return None;
             }
         }
+    }
+
+    /// Whether so many blocks are there for a newcomer, and one for each running sequence that goes before its band, so that
+    /// they do not make it give up its own at once.
+    fn has_room_for(&self, rank: Rank, needed: usize) -> bool {
+        let Some(left) = self.blocks.available().checked_sub(needed) else { return false };
+        // With a block for everybody who runs, nobody needs to be counted.
+        self.running.len() <= left
+            || self.running.iter().filter(|&&id| self.rank(id).band() >= rank.band()).count() <= left
     }
 
     /// Whether the blocks of all who would have to give them up suffice; if not, nobody is robbed for nothing.

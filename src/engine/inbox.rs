@@ -26,8 +26,8 @@ pub(crate) struct Submission {
 pub(crate) struct Inbox {
     state: Mutex<State>,
     changed: Condvar,
-    /// Number of requests without their terminal event.
-    open: watch::Sender<usize>,
+    /// Whether every request has its terminal event.
+    all_closed: watch::Sender<bool>,
     stopped: watch::Sender<bool>,
     figures: Figures,
     max_queue_requests: usize,
@@ -63,7 +63,7 @@ impl Inbox {
         Self {
             state: Mutex::new(State { retry_after: Duration::from_secs(1), ..State::default() }),
             changed: Condvar::new(),
-            open: watch::Sender::new(0),
+            all_closed: watch::Sender::new(true),
             stopped: watch::Sender::new(false),
             figures: Figures::new(),
             max_queue_requests: config.max_queue_requests,
@@ -97,7 +97,7 @@ impl Inbox {
         state.next_serial += 1;
         let mailbox = Arc::new(Mailbox::default());
         state.open.insert(serial, Arc::clone(&mailbox));
-        self.open.send_replace(state.open.len());
+        self.tell_closed(false);
         self.figures.count(state.waiting_requests, state.open.len());
         state.arrived.push_back(Submission { serial, request, mailbox: Arc::clone(&mailbox) });
         self.wake(state);
@@ -157,7 +157,7 @@ impl Inbox {
         state.open.remove(&serial);
         // Shown before it is told: who waited for the end looks at the figures next.
         self.figures.count(state.waiting_requests, state.open.len());
-        self.open.send_replace(state.open.len());
+        self.tell_closed(state.open.is_empty());
     }
 
     /// Shows the figures of the last step.
@@ -184,7 +184,7 @@ impl Inbox {
         for mailbox in open.values() {
             mailbox.fail(failure);
         }
-        self.open.send_replace(0);
+        self.tell_closed(true);
         self.stopped.send_replace(true);
     }
 
@@ -196,12 +196,17 @@ impl Inbox {
     /// Waits until no request is open.
     pub(crate) async fn all_closed(&self) {
         // The sender lives in `self`, so the channel cannot close during the wait.
-        let _ = self.open.subscribe().wait_for(|&open| open == 0).await;
+        let _ = self.all_closed.subscribe().wait_for(|&all| all).await;
     }
 
     /// Waits until the thread has ended.
     pub(crate) async fn has_stopped(&self) {
         let _ = self.stopped.subscribe().wait_for(|&stopped| stopped).await;
+    }
+
+    /// Wakes those who wait for the last request only when there is something to tell: most requests come and go among others.
+    fn tell_closed(&self, all: bool) {
+        self.all_closed.send_if_modified(|before| std::mem::replace(before, all) != all);
     }
 
     fn wake(&self, mut state: MutexGuard<'_, State>) {

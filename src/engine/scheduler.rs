@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use foldhash::fast::RandomState;
 use millgate_models::BLOCK_TOKENS;
 
 use super::blocks::{Blocks, Writable};
@@ -15,6 +16,9 @@ use super::sequence::{Sequence, SequenceId};
 mod admission;
 #[path = "drafting.rs"]
 mod drafting;
+
+/// What is looked up for each sequence of each step.
+type Found<K, V> = HashMap<K, V, RandomState>;
 
 /// While a prompt is computed, the work of lower bands beside it is one token for this many of its own: readers there go
 /// on, and the prompt takes at most a quarter longer than alone.
@@ -83,13 +87,15 @@ pub(crate) struct Scheduler {
     blocks: Blocks,
     /// `None` when prefixes are not kept.
     hasher: Option<PrefixHasher>,
-    requests: BTreeMap<u64, Terms>,
+    requests: Found<u64, Terms>,
+    /// Choices of all requests together: no more sequences than that ever live.
+    choices: usize,
     sequences: BTreeMap<SequenceId, Sequence>,
     /// Who waits, and whose turn it is.
     fairness: Fairness,
     running: BTreeSet<SequenceId>,
     /// Step in which a running sequence last had a part, for turns when there are more than rows.
-    last_turn: HashMap<SequenceId, u64>,
+    last_turn: Found<SequenceId, u64>,
     steps: u64,
     preemptions: u64,
     /// Memory of the last step's lists, used again.
@@ -103,7 +109,7 @@ struct Room {
     /// Whether lower bands have only what a prompt of a higher one leaves them.
     has_guests: bool,
     /// Draws given out in this step, by request.
-    drawn: HashMap<u64, u64>,
+    drawn: Found<u64, u64>,
     planned: BTreeSet<SequenceId>,
 }
 
@@ -113,11 +119,12 @@ impl Scheduler {
             limits,
             blocks: Blocks::new(limits.num_blocks),
             hasher,
-            requests: BTreeMap::new(),
+            requests: Found::default(),
+            choices: 0,
             sequences: BTreeMap::new(),
             fairness: Fairness::default(),
             running: BTreeSet::new(),
-            last_turn: HashMap::new(),
+            last_turn: Found::default(),
             steps: 0,
             preemptions: 0,
             scratch: Default::default(),
@@ -127,6 +134,7 @@ impl Scheduler {
     /// Puts a request in line; its first sequence computes the prompt for all choices.
     pub(crate) fn add(&mut self, terms: Terms, sequence: Sequence) {
         self.requests.insert(sequence.id.request, terms);
+        self.choices += terms.choices as usize;
         self.fairness.arrive(terms.lane, terms.weight, sequence.id);
         self.sequences.insert(sequence.id, sequence);
     }
@@ -139,7 +147,7 @@ impl Scheduler {
             tokens: self.limits.max_step_tokens,
             rows: self.limits.max_output_rows,
             has_guests: false,
-            drawn: HashMap::new(),
+            drawn: Found::default(),
             planned: BTreeSet::new(),
         };
         self.age();
@@ -256,7 +264,9 @@ impl Scheduler {
         let ids = SequenceId { request, choice: 0 }..=SequenceId { request, choice: u32::MAX };
         let ids: Vec<SequenceId> = self.sequences.range(ids).map(|(&id, _)| id).collect();
         ids.into_iter().for_each(|id| self.remove(id));
-        self.requests.remove(&request);
+        if let Some(terms) = self.requests.remove(&request) {
+            self.choices -= terms.choices as usize;
+        }
     }
 
     /// Adds to a request's allowance.

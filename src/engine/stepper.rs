@@ -271,11 +271,15 @@ impl Stepper {
 
     /// Sends each request of a step its events; those that ended get their terminal one.
     fn send(&mut self, items: &[Item], ended: Vec<(u64, Option<DrawError>)>, now: Instant) {
+        let mut done = Vec::new();
         for (serial, broken) in ended {
             match broken {
-                None => self.close(serial, None, now),
+                None => done.extend(self.take_out(serial, true, now).map(|generation| (serial, generation, None))),
                 Some(broken) => self.fail(serial, &format!("`{}` gives no next token: {broken}", self.name), now),
             }
+        }
+        if !done.is_empty() {
+            self.part_with(done);
         }
         for item in items {
             let Some(generation) = self.generations.get_mut(&item.id.request) else { continue };
@@ -312,22 +316,35 @@ impl Stepper {
 
     /// Ends a request: frees its blocks and sends the terminal event.
     fn close(&mut self, serial: u64, failure: Option<Failure>, now: Instant) {
-        let Some(mut generation) = self.generations.remove(&serial) else { return };
+        let ended = self.take_out(serial, failure.is_none(), now);
+        self.part_with(ended.map(|generation| (serial, generation, failure)));
+    }
+
+    /// Sends requests that were taken out their terminal events.
+    fn part_with(&mut self, ended: impl IntoIterator<Item = (u64, Generation, Option<Failure>)>) {
+        // First the figures: who has seen the end of a request finds it counted.
+        self.publish();
+        for (serial, mut generation, failure) in ended {
+            generation.close(failure);
+            self.inbox.closed(serial);
+        }
+    }
+
+    /// Frees what a request holds and counts its end.
+    fn take_out(&mut self, serial: u64, is_done: bool, now: Instant) -> Option<Generation> {
+        let generation = self.generations.remove(&serial)?;
         self.scheduler.remove_request(serial);
         if generation.is_queued {
             self.inbox.left_queue(generation.prompt_len);
         }
-        match failure {
-            None => self.totals.requests_done += 1,
-            Some(_) => self.totals.requests_failed += 1,
+        match is_done {
+            true => self.totals.requests_done += 1,
+            false => self.totals.requests_failed += 1,
         }
         // The time when nobody was here says nothing about the pace, so it counts from this request's arrival.
         let since = self.last_finish.replace(now).map_or(generation.arrived, |last| last.max(generation.arrived));
         self.pace.observe_finish(now.saturating_duration_since(since));
-        // First the figures: who has seen the end of a request finds it counted.
-        self.publish();
-        generation.close(failure);
-        self.inbox.closed(serial);
+        Some(generation)
     }
 
     /// When something must be looked at although nothing can be computed.

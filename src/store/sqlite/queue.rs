@@ -4,7 +4,7 @@
 //! wait for the group.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -78,8 +78,8 @@ impl Queue {
         self.call(state);
     }
 
-    /// Takes all that has gathered; sleeps until somebody waits for it, or until `patience` is over, and lets more come for
-    /// another `linger`.
+    /// Takes all that has gathered; sleeps until somebody waits for it, or until `patience` is over, and then waits as long as
+    /// more keeps coming, for `linger` at most.
     pub(super) fn take(&self, patience: Option<Duration>, linger: Duration) -> Round {
         let mut state = self.lock();
         state.is_asleep = true;
@@ -91,9 +91,13 @@ impl Queue {
             }
         };
         state.is_asleep = false;
-        if !linger.is_zero() && !state.is_closed {
+        let (until, mut gathered) = (Instant::now() + linger, 0);
+        while state.next.entries.len() > gathered && !state.is_closed && Instant::now() < until {
+            gathered = state.next.entries.len();
             drop(state);
-            std::thread::sleep(linger);
+            // Whoever has something to add gets the processor first. When nothing came meanwhile, all may be waiting for
+            // this group, and a sleep would leave the machine idle.
+            std::thread::yield_now();
             state = self.lock();
         }
         state.is_urgent = false;

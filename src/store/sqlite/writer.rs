@@ -18,8 +18,8 @@ use super::{keys, policy};
 use crate::governance::ports::{Commit, Edit, JournalEntry, StoreError};
 use crate::governance::records::{KeyId, LedgerRecord};
 
-/// How long a group waits for company once there is some: a group costs as much as ten of its rows. One client alone never
-/// waits.
+/// How long a group waits at most while company keeps coming: a group costs as much as ten of its rows. One client alone
+/// never waits.
 const LINGER: Duration = Duration::from_millis(1);
 /// Entries of a group that show that more are on their way.
 const COMPANY: usize = 8;
