@@ -117,11 +117,14 @@ impl Bench {
 
     fn decode(&mut self) {
         for format in WeightFormat::ALL {
-            let name = format!("decode {}", format.name());
-            if !self.is_wanted(&name) {
+            let name = |m: usize| {
+                let rows = if m > 1 { format!(" {m} rows") } else { String::new() };
+                format!("decode {}{rows}", format.name())
+            };
+            let counts: Vec<usize> = [1, 8, 16, 32].into_iter().filter(|m| self.is_wanted(&name(*m))).collect();
+            if counts.is_empty() {
                 continue;
             }
-            self.check_linear(format, 1);
             let cols = 2048;
             let row_bytes = format.bytes_for(1, cols).expect("whole blocks");
             let rows = BIG_BYTES / row_bytes;
@@ -131,9 +134,12 @@ impl Bench {
             let w = PackedMatrix::pack(format, rows, cols, &source).expect("the shape fits");
             let packing = BIG_BYTES as f64 / clock.elapsed().as_secs_f64() / 1e9;
             drop(source);
-            let (x, mut y) = (self.random.floats(cols), vec![0.0; rows]);
-            let time = median(&self.pool, || linear(&self.pool, &x, &w, None, &mut y).expect("the shapes fit"));
-            self.report(&name, time, (w.bytes() as f64, "GB/s", self.peaks.read));
+            for m in counts {
+                self.check_linear(format, m);
+                let (x, mut y) = (self.random.floats(m * cols), vec![0.0; m * rows]);
+                let time = median(&self.pool, || linear(&self.pool, &x, &w, None, &mut y).expect("the shapes fit"));
+                self.report(&name(m), time, (w.bytes() as f64, "GB/s", self.peaks.read));
+            }
             say(&format!("    packed at {packing:.2} GB/s"));
         }
     }

@@ -21,7 +21,10 @@ __device__ __forceinline__ void quantise(const T* x, int8_t* codes, float* scale
     const bool is_zero = peak < 1e-30f; // the quotient could overflow
     const float product = mul_rn(value, is_zero ? 0 : div_rn(127, peak));
     const int code = product == product ? __float2int_rn(product) : 0;
-    const float scale = is_zero ? 0 : div_rn(peak, 127);
+    // Rounded to 22 bits as on the CPU, which needs that; NaN beyond what it can lift.
+    const float scale = is_zero        ? 0
+                        : peak < 1e33f ? __uint_as_float(__float_as_uint(div_rn(peak, 127)) & ~3u)
+                                       : __uint_as_float(0x7fffffff);
     int sum = code;
 #pragma unroll
     for (int distance = 8; distance > 0; distance /= 2) {

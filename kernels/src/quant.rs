@@ -131,6 +131,15 @@ pub(crate) const fn offset(format: WeightFormat) -> u8 {
     }
 }
 
+/// The scale of a run of activations whose largest absolute value is `peak`: a code of 127 stands for the peak.
+///
+/// Rounded to 22 bits, so that small whole numbers times the scale are exact, which kernels rely on. NaN for peaks that are
+/// no number or beyond 1e33: such a row stays visibly broken.
+#[inline(always)]
+pub(crate) fn activation_scale(peak: f32) -> f32 {
+    if peak < 1e33 { f32::from_bits((peak / 127.0).to_bits() & !3) } else { f32::NAN }
+}
+
 /// The 6-bit scale and minimum of sub-block `sub`, packed into twelve bytes.
 pub(crate) fn k_scale_min(packed: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {

@@ -69,13 +69,13 @@ unsafe fn quant_tile(input: &TileInput, out: &Out) {
                 let x_scale = f32::from_bits(word(8));
                 match input.format {
                     WeightFormat::Q6K => {
-                        *sum = (dot(0..4) as f32).mul_add(w.scale[0] * x_scale, *sum);
-                        *sum = (dot(4..8) as f32).mul_add(w.scale[1] * x_scale, *sum);
+                        *sum = (dot(0..4) as f32 * x_scale).mul_add(w.scale[0], *sum);
+                        *sum = (dot(4..8) as f32 * x_scale).mul_add(w.scale[1], *sum);
                     }
-                    _ => *sum = (dot(0..8) as f32).mul_add(w.scale[0] * x_scale, *sum),
+                    _ => *sum = (dot(0..8) as f32 * x_scale).mul_add(w.scale[0], *sum),
                 }
                 if matches!(input.format, WeightFormat::Q4K | WeightFormat::Q5K) {
-                    *sum = (-w.min).mul_add(f32::from_bits(word(9)), *sum);
+                    *sum = (-w.min).mul_add(f32::from_bits(word(10)), *sum);
                 }
             }
         }

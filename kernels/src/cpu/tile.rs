@@ -20,7 +20,8 @@ pub(crate) enum XPacking {
     /// Per stretch of [`BF16_STRETCH`] inputs: `[m][16]` pairs of bf16, `cols` padded to whole stretches.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the tile registers of x86"))]
     Bf16Rows,
-    /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, two times `[m]` of format-dependent sums.
+    /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, `[m]` scales times [`LIFT`], two times `[m]` of
+    /// format-dependent sums.
     Bytes,
 }
 
@@ -40,8 +41,11 @@ impl XPacking {
 /// Inputs of one row of [`XPacking::Bf16Rows`]: as many as a tile register is deep.
 pub(crate) const BF16_STRETCH: usize = 32;
 
-/// Words a row and run take in [`XPacking::Bytes`]: eight of codes, scale, two sums.
-pub(crate) const RUN_WORDS: usize = 11;
+/// Words a row and run take in [`XPacking::Bytes`]: eight of codes, scale, lift, two sums.
+pub(crate) const RUN_WORDS: usize = 12;
+
+/// What an integer sum is added to so that its bits are those of a float: `LIFT + sum`, exact for sums below 2²².
+pub(crate) const LIFT: f32 = 12_582_912.0;
 
 /// What a kernel reads.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +69,26 @@ pub(crate) struct TileInput {
     pub(crate) from: usize,
     /// End of those inputs.
     pub(crate) to: usize,
+    /// What to fetch meanwhile.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
+    pub(crate) ahead: Ahead,
+}
+
+/// Weights that will be used soon, to be brought into the second-level cache while a tile is multiplied: arithmetic and
+/// memory then work at the same time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    /// Where they start; any address.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
+    pub(crate) at: *const u8,
+    /// Cache lines to fetch for every run of 32 inputs.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
+    pub(crate) lines_per_run: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self { at: std::ptr::null(), lines_per_run: 0 };
 }
 
 /// Where a kernel writes.

@@ -72,7 +72,7 @@ pub fn linear_each(pool: &Pool, x: &[f32], products: &mut [Product<'_>]) -> Resu
             continue;
         }
         let kernel = Kernel::of(pool.level(), w.format());
-        let cut = RowCut::of(m, kernel.max_rows());
+        let cut = RowCut::filled(m, kernel.max_rows(), |rows| kernel.row_count_for(rows));
         let layout = Layout { packing: kernel.packing, row_count: &|rows| kernel.row_count_for(rows) };
         laid_out(pool, x, w, (&layout, &cut), |tiles| {
             for product in alike {

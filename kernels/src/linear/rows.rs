@@ -24,6 +24,11 @@ impl RowCut {
         Self { m, rows_per_tile: m.div_ceil(m.div_ceil(max_rows)) }
     }
 
+    /// The same with tiles of the size `row_count` says, which leaves a smaller last one instead of filling up all.
+    pub(super) fn filled(m: usize, max_rows: usize, row_count: impl Fn(usize) -> usize) -> Self {
+        Self { m, rows_per_tile: row_count(Self::of(m, max_rows).rows_per_tile) }
+    }
+
     pub(super) fn num_tiles(&self) -> usize {
         self.m.div_ceil(self.rows_per_tile)
     }
@@ -50,6 +55,11 @@ pub(super) struct Tiles<'a> {
 }
 
 impl Tiles<'_> {
+    /// Bytes of `num_tiles` tiles.
+    pub(super) fn bytes(&self, num_tiles: usize) -> usize {
+        num_tiles * self.tile_words * size_of::<u32>()
+    }
+
     pub(super) fn tile(&self, index: usize) -> *const u32 {
         self.words[index * self.tile_words..].as_ptr()
     }

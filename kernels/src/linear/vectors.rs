@@ -2,10 +2,16 @@
 
 use super::product::{CACHED_WEIGHT_BYTES, PARTS_A_THREAD, Target};
 use super::rows::{RowCut, Tiles};
-use crate::cpu::{Kernel, Out, TileInput};
+use crate::cpu::{Ahead, Kernel, Out, TileInput};
 use crate::panels::panel_rows;
+use crate::quant::RUN;
 use crate::{PackedMatrix, Pool};
+use std::ops::Range;
 
+/// Bytes that come from memory together.
+const CACHE_LINE: usize = 64;
+/// Up to this many tiles of rows the next weights are fetched meanwhile.
+const FEW_TILES: usize = 4;
 /// Bytes of one dense panel to be used before going on to the next tile of rows.
 const CACHED_PANEL_BYTES: usize = 128 << 10;
 
@@ -17,44 +23,89 @@ pub(super) fn multiply(
     w: &PackedMatrix,
     target: &Target,
 ) {
-    let height = panel_rows(w.format());
-    let num_panels = w.rows().div_ceil(height);
+    let num_panels = w.rows().div_ceil(panel_rows(w.format()));
     let span = inputs_at_a_time(w, cut.num_tiles());
-    let panels_per_part = {
-        let balanced = num_panels.div_ceil(pool.threads() * PARTS_A_THREAD);
+    let balanced = num_panels.div_ceil(pool.threads() * PARTS_A_THREAD);
+    let panels_per_group = if cut.num_tiles() == 1 {
+        balanced
+    } else {
         let bytes = w.panel_bytes() / w.cols().div_ceil(span);
-        let cached = if cut.num_tiles() > 1 { (CACHED_WEIGHT_BYTES / bytes.max(1)).max(1) } else { usize::MAX };
-        // Even, so that two panels can be taken at once.
-        balanced.min(cached).next_multiple_of(2)
+        balanced.min((group_bytes(w, tiles, cut) / bytes.max(1)).max(1))
     };
+    // Even, so that two panels can be taken at once.
+    let panels_per_group = panels_per_group.max(1).next_multiple_of(2);
+    let panels_per_part = balanced.next_multiple_of(panels_per_group);
+    let product = Product { kernel, cut, tiles, w, span, target };
     pool.run(num_panels.div_ceil(panels_per_part), &|part| {
-        let panels = part * panels_per_part..((part + 1) * panels_per_part).min(num_panels);
-        for from in (0..w.cols()).step_by(span) {
-            let to = (from + span).min(w.cols());
+        let end = ((part + 1) * panels_per_part).min(num_panels);
+        for first in (part * panels_per_part..end).step_by(panels_per_group) {
+            let group = first..(first + panels_per_group).min(end);
+            // Threads take parts in turn, so this is where this one is likely to go on.
+            let next = if group.end < end { group.end } else { (part + pool.threads()) * panels_per_part };
+            product.multiply(group, next..(next + panels_per_group).min(num_panels));
+        }
+    });
+}
+
+/// Whether arithmetic and memory take about as long, so that they had better work at the same time: with one tile of rows
+/// weights are used as they come, with many the wait for them hardly counts.
+fn fetches_ahead(w: &PackedMatrix, cut: &RowCut) -> bool {
+    w.format().is_quantised() && (2..=FEW_TILES).contains(&cut.num_tiles())
+}
+
+/// Bytes of weights to pass all rows over before going on to the next.
+fn group_bytes(w: &PackedMatrix, tiles: &Tiles, cut: &RowCut) -> usize {
+    if !fetches_ahead(w, cut) {
+        return CACHED_WEIGHT_BYTES;
+    }
+    // Weights come from the second-level cache once a tile of rows, rows once a group: small when the rows are few, so that
+    // the first group, which nobody fetched ahead, is soon over. Half, because the next group arrives meanwhile.
+    tiles.bytes(cut.num_tiles()).min(CACHED_WEIGHT_BYTES / 2)
+}
+
+/// What all parts of a product read.
+struct Product<'a> {
+    kernel: &'a Kernel,
+    cut: &'a RowCut,
+    tiles: &'a Tiles<'a>,
+    w: &'a PackedMatrix,
+    span: usize,
+    target: &'a Target<'a>,
+}
+
+impl Product<'_> {
+    /// Multiplies all rows with the panels of `group`, and fetches those of `next`.
+    fn multiply(&self, group: Range<usize>, next: Range<usize>) {
+        let (w, cut, kernel) = (self.w, self.cut, self.kernel);
+        let height = panel_rows(w.format());
+        for from in (0..w.cols()).step_by(self.span) {
+            let to = (from + self.span).min(w.cols());
             for tile in 0..cut.num_tiles() {
                 let (first, rows) = cut.tile(tile);
                 let m = kernel.row_count_for(rows);
                 let at_once = if m <= kernel.two_panels_up_to { 2 } else { 1 };
-                for panel in panels.clone().step_by(at_once) {
+                for panel in group.clone().step_by(at_once) {
                     let input = TileInput {
                         format: w.format(),
                         panel: w.panels()[panel * w.panel_bytes()..].as_ptr(),
                         panel_bytes: w.panel_bytes(),
-                        panels: at_once.min(panels.end - panel),
-                        x: tiles.tile(tile),
+                        panels: at_once.min(group.end - panel),
+                        x: self.tiles.tile(tile),
                         m,
                         cols: w.cols(),
                         from,
                         to,
+                        ahead: self.ahead(tile * group.len() + panel - group.start, &group, &next),
                     };
                     let output = panel * height;
                     let is_last = to == w.cols();
+                    let bias = self.target.bias.filter(|_| is_last);
                     let out = Out {
-                        y: target.y.at(first * w.rows() + output),
+                        y: self.target.y.at(first * w.rows() + output),
                         stride: w.rows(),
                         rows,
                         lanes: (input.panels * height).min(w.rows() - output),
-                        bias: target.bias.filter(|_| is_last).map_or(std::ptr::null(), |b| b[output..].as_ptr()),
+                        bias: bias.map_or(std::ptr::null(), |b| b[output..].as_ptr()),
                         resumes: from > 0,
                     };
                     // SAFETY: the pool's level exists here; panel, tile and bias are whole; `y` holds `m` rows, of which
@@ -63,7 +114,22 @@ pub(super) fn multiply(
                 }
             }
         }
-    });
+    }
+
+    /// What call `call` of a group's fetches for the next group: every call its share.
+    fn ahead(&self, call: usize, group: &Range<usize>, next: &Range<usize>) -> Ahead {
+        if !fetches_ahead(self.w, self.cut) {
+            return Ahead::NONE;
+        }
+        let (runs, calls) = (self.w.cols() / RUN, self.cut.num_tiles() * group.len());
+        let bytes = next.len() * self.w.panel_bytes();
+        let lines_per_run = bytes.div_ceil(CACHE_LINE * calls * runs);
+        let done = call * lines_per_run * runs * CACHE_LINE;
+        if done >= bytes {
+            return Ahead::NONE;
+        }
+        Ahead { at: self.w.panels()[next.start * self.w.panel_bytes() + done..].as_ptr(), lines_per_run }
+    }
 }
 
 /// How many inputs to add up before going on to the next tile: all, unless a dense panel would fall out of the cache.

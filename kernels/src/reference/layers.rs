@@ -44,7 +44,7 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
 
 /// Thirty-two activations as signed bytes with one scale.
 ///
-/// The scale is NaN or infinite when an activation is, so that a broken row stays visibly broken.
+/// The scale is NaN when an activation is no number, infinite, or beyond 1e33, so that a broken row stays visibly broken.
 pub fn quantise_run(x: &[f32]) -> ([i8; RUN], f32) {
     // NaN compares above everything as bits, so it is not lost as it would be in a float maximum.
     let peak = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
@@ -53,7 +53,7 @@ pub fn quantise_run(x: &[f32]) -> ([i8; RUN], f32) {
         return ([0; RUN], 0.0);
     }
     let inverse = 127.0 / peak;
-    (std::array::from_fn(|i| (x[i] * inverse).round_ties_even() as i8), peak / 127.0)
+    (std::array::from_fn(|i| (x[i] * inverse).round_ties_even() as i8), quant::activation_scale(peak))
 }
 
 /// `y = x · wᵀ + bias`.
@@ -88,11 +88,11 @@ fn dot_quantised(x: &[f32], format: WeightFormat, row: &[u8]) -> f32 {
         if format == WeightFormat::Q6K {
             for (half, scale) in w.scale.iter().enumerate() {
                 let part: i32 = (16 * half..16 * (half + 1)).map(product).sum();
-                sum = (part as f32).mul_add(scale * x_scale, sum);
+                sum = (part as f32 * x_scale).mul_add(*scale, sum);
             }
         } else {
             let part: i32 = (0..RUN).map(product).sum();
-            sum = (part as f32).mul_add(w.scale[0] * x_scale, sum);
+            sum = (part as f32 * x_scale).mul_add(w.scale[0], sum);
         }
         if matches!(format, WeightFormat::Q4K | WeightFormat::Q5K) {
             let x_sum: i32 = x.iter().map(|&v| i32::from(v)).sum();

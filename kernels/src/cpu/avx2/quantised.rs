@@ -2,7 +2,7 @@
 
 use super::dense::store;
 use crate::WeightFormat;
-use crate::cpu::tile::RUN_WORDS;
+use crate::cpu::tile::{LIFT, RUN_WORDS};
 use crate::cpu::{Out, TileInput};
 use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
 use crate::quant::RUN;
@@ -179,20 +179,24 @@ unsafe fn add_run<const F: u8, const M: usize>(sum: __m256, w: &Run, scale: &Sca
     // SAFETY: the caller's promise.
     unsafe {
         let float = |i: usize| _mm256_set1_ps(x.add(i * M).cast::<f32>().read());
-        let start = |i: usize| _mm256_set1_epi32(x.add(i * M).cast::<i32>().read());
-        let x_scale = float(8);
+        // The lift is for 512-bit kernels; here it comes off first.
+        let start = |i: usize| {
+            let lifted = x.add(i * M).cast::<i32>().read();
+            _mm256_set1_epi32(lifted.wrapping_sub(LIFT.to_bits().cast_signed()))
+        };
+        let scaled = |dot: __m256i| _mm256_mul_ps(_mm256_cvtepi32_ps(dot), float(8));
         if matches!(format(F), WeightFormat::Q6K) {
-            let first = _mm256_add_epi32(start(9), dot::<F, M>(w, x, 0..4));
-            let second = _mm256_add_epi32(start(10), dot::<F, M>(w, x, 4..8));
-            let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(first), _mm256_mul_ps(scale.first, x_scale), sum);
-            return _mm256_fmadd_ps(_mm256_cvtepi32_ps(second), _mm256_mul_ps(scale.second, x_scale), sum);
+            let first = _mm256_add_epi32(start(10), dot::<F, M>(w, x, 0..4));
+            let second = _mm256_add_epi32(start(11), dot::<F, M>(w, x, 4..8));
+            let sum = _mm256_fmadd_ps(scaled(first), scale.first, sum);
+            return _mm256_fmadd_ps(scaled(second), scale.second, sum);
         }
         let mut dot = dot::<F, M>(w, x, 0..8);
         if F == Q4_0 {
-            dot = _mm256_add_epi32(dot, start(9));
+            dot = _mm256_add_epi32(dot, start(10));
         }
-        let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(scale.first, x_scale), sum);
-        if F == Q4K || F == Q5K { _mm256_fnmadd_ps(scale.min, float(9), sum) } else { sum }
+        let sum = _mm256_fmadd_ps(scaled(dot), scale.first, sum);
+        if F == Q4K || F == Q5K { _mm256_fnmadd_ps(scale.min, float(10), sum) } else { sum }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::dense::{PREFETCH_BYTES, store};
 use crate::WeightFormat;
-use crate::cpu::tile::RUN_WORDS;
+use crate::cpu::tile::{LIFT, RUN_WORDS};
 use crate::cpu::{Out, TileInput};
 use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
 use crate::quant::RUN;
@@ -214,15 +214,20 @@ pub(super) unsafe fn tile<F: Format, const M: usize>(input: &TileInput, out: &Ou
         let layout = const { quant_layout(F::FORMAT) };
         let runs = input.cols / RUN;
         let scales = input.panel.add(runs * layout.code_bytes);
+        // Pointers that move: products with an operand at a sum of two registers are split in two by the processor.
+        let (mut w, mut x, mut ahead) = (input.panel, input.x, input.ahead.at);
         let mut acc = [_mm512_setzero_ps(); M];
         for run in 0..runs {
-            let at = input.panel.add(run * layout.code_bytes);
             for line in 0..layout.code_bytes / 64 {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES + 64 * line).cast());
+                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH_BYTES + 64 * line).cast());
             }
-            let scale = F::scales(scales, run);
-            let x = input.x.add(run * RUN_WORDS * M);
-            add_run::<F, M>(&mut acc, at, &scale, x);
+            for _ in 0..input.ahead.lines_per_run {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(64);
+            }
+            add_run::<F, M>(&mut acc, w, &F::scales(scales, run), x);
+            w = w.add(layout.code_bytes);
+            x = x.add(RUN_WORDS * M);
         }
         for (m, &sum) in acc.iter().enumerate() {
             if m < out.rows {
@@ -241,30 +246,71 @@ unsafe fn add_run<F: Format, const M: usize>(acc: &mut [__m512; M], w: *const u8
     // SAFETY: the caller's promise.
     unsafe {
         let word = |i: usize, m: usize| _mm512_set1_epi32(x.add(i * M + m).cast::<i32>().read());
-        let float = |i: usize, m: usize| _mm512_set1_ps(x.add(i * M + m).cast::<f32>().read());
-        let start = |i: usize, m: usize| if F::HAS_MIN { _mm512_setzero_si512() } else { word(i, m) };
-        // Rows in step: the products of one row wait for each other, those of different rows do not.
-        let mut dots: [__m512i; M] = std::array::from_fn(|m| start(9, m));
-        for g in 0..8 {
-            if F::TWO_SCALES && g == 4 {
-                for m in 0..M {
-                    let factor = _mm512_mul_ps(scale.first, float(8, m));
-                    acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), factor, acc[m]);
-                    dots[m] = start(10, m);
-                }
-            }
-            let codes = F::codes(w, g);
-            for (m, dot) in dots.iter_mut().enumerate() {
-                *dot = _mm512_dpbusd_epi32(*dot, codes, word(g, m));
+        let start =
+            |i: usize, m: usize| if F::HAS_MIN { _mm512_castps_si512(_mm512_set1_ps(LIFT)) } else { word(i, m) };
+        let mut dots: [__m512i; M] = std::array::from_fn(|m| start(10, m));
+        if F::TWO_SCALES {
+            add_group::<F, M>(&mut dots, w, 0, x);
+            add_group::<F, M>(&mut dots, w, 1, x);
+            add_group::<F, M>(&mut dots, w, 2, x);
+            add_group::<F, M>(&mut dots, w, 3, x);
+            add_scaled::<M>(acc, &dots, scale.first, x);
+            dots = std::array::from_fn(|m| start(11, m));
+            add_group::<F, M>(&mut dots, w, 4, x);
+            add_group::<F, M>(&mut dots, w, 5, x);
+            add_group::<F, M>(&mut dots, w, 6, x);
+            add_group::<F, M>(&mut dots, w, 7, x);
+            add_scaled::<M>(acc, &dots, scale.second, x);
+        } else {
+            // Groups that share bytes follow each other.
+            add_group::<F, M>(&mut dots, w, 0, x);
+            add_group::<F, M>(&mut dots, w, 4, x);
+            add_group::<F, M>(&mut dots, w, 1, x);
+            add_group::<F, M>(&mut dots, w, 5, x);
+            add_group::<F, M>(&mut dots, w, 2, x);
+            add_group::<F, M>(&mut dots, w, 6, x);
+            add_group::<F, M>(&mut dots, w, 3, x);
+            add_group::<F, M>(&mut dots, w, 7, x);
+            add_scaled::<M>(acc, &dots, scale.first, x);
+        }
+        if F::HAS_MIN {
+            for (m, sum) in acc.iter_mut().enumerate() {
+                *sum = _mm512_fnmadd_ps(scale.min, _mm512_set1_ps(x.add(10 * M + m).cast::<f32>().read()), *sum);
             }
         }
-        let last = if F::TWO_SCALES { scale.second } else { scale.first };
-        for m in 0..M {
-            let factor = _mm512_mul_ps(last, float(8, m));
-            acc[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[m]), factor, acc[m]);
-            if F::HAS_MIN {
-                acc[m] = _mm512_fnmadd_ps(scale.min, float(9, m), acc[m]);
-            }
+    }
+}
+
+/// Adds the products of group `g`, all rows in step: the sums of one row wait for each other, those of different rows do
+/// not.
+///
+/// # Safety
+/// As [`add_run`]; `g < 8`.
+#[inline(always)]
+unsafe fn add_group<F: Format, const M: usize>(dots: &mut [__m512i; M], w: *const u8, g: usize, x: *const u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let codes = F::codes(w, g);
+        for (m, dot) in dots.iter_mut().enumerate() {
+            *dot = _mm512_dpbusd_epi32(*dot, codes, _mm512_set1_epi32(x.add(g * M + m).cast::<i32>().read()));
+        }
+    }
+}
+
+/// Adds integer sums, scaled. They started at [`LIFT`]'s bits: read as a float they are `LIFT + sum`, and one multiply-add
+/// takes the lift off and scales. Converting would be one more step of the units that make the products.
+///
+/// # Safety
+/// As [`add_run`].
+#[inline(always)]
+unsafe fn add_scaled<const M: usize>(acc: &mut [__m512; M], dots: &[__m512i; M], scale: __m512, x: *const u32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (m, sum) in acc.iter_mut().enumerate() {
+            let row_scale = _mm512_set1_ps(x.add(8 * M + m).cast::<f32>().read());
+            let lift = _mm512_set1_ps(x.add(9 * M + m).cast::<f32>().read());
+            let dot = _mm512_fmsub_ps(_mm512_castsi512_ps(dots[m]), row_scale, lift);
+            *sum = _mm512_fmadd_ps(dot, scale, *sum);
         }
     }
 }

@@ -8,9 +8,11 @@ use crate::cpu::{Kernel, Out, StridedTile, TileInput};
 use crate::kv::KvDtype;
 use std::arch::x86_64::__m512;
 
-/// Dense: twelve rows times two registers of outputs leave room for the weights. Quantised: twelve sums, six integer sums
-/// and a run's eight registers of weights.
+/// Twelve rows times two registers of outputs leave room for the weights.
 const ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12];
+/// Twelve sums and twelve integer sums leave room for weights; with more rows sums go to memory and back. Eleven, because 32
+/// rows are twice eleven and ten.
+const QUANT_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 10, 11, 12];
 /// Few rows have few sums in flight, so they take two panels at once.
 const TWO_PANELS_UP_TO: usize = 4;
 
@@ -27,8 +29,10 @@ pub(in crate::cpu) fn kernel(format: WeightFormat, has_bf16_dot: bool) -> Kernel
         WeightFormat::Q5K => (quant_tile::<Q5K>, XPacking::Bytes),
         WeightFormat::Q6K => (quant_tile::<Q6K>, XPacking::Bytes),
     };
-    let two_panels_up_to = if format.is_quantised() { 0 } else { TWO_PANELS_UP_TO };
-    Kernel { tile, packing, row_counts: ROW_COUNTS, two_panels_up_to }
+    if format.is_quantised() {
+        return Kernel { tile, packing, row_counts: QUANT_ROW_COUNTS, two_panels_up_to: 0 };
+    }
+    Kernel { tile, packing, row_counts: ROW_COUNTS, two_panels_up_to: TWO_PANELS_UP_TO }
 }
 
 /// # Safety
@@ -83,6 +87,8 @@ unsafe fn quant_tile<F: Format>(input: &TileInput, out: &Out) {
             4 => quantised::tile::<F, 4>(input, out),
             6 => quantised::tile::<F, 6>(input, out),
             8 => quantised::tile::<F, 8>(input, out),
+            10 => quantised::tile::<F, 10>(input, out),
+            11 => quantised::tile::<F, 11>(input, out),
             12 => quantised::tile::<F, 12>(input, out),
             _ => unreachable!("not one of the row counts"),
         }
