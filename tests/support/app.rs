@@ -397,9 +397,9 @@ impl TestApp {
         self.records.ledger_since(0).await.unwrap()
     }
 
-    /// Waits until `is_true`, at most ten seconds; for what happens on another thread.
+    /// Waits until `is_true`, at most a minute; for what happens on another thread.
     pub(crate) async fn eventually(&self, what: &str, mut is_true: impl AsyncFnMut(&Self) -> bool) {
-        for _ in 0..2000 {
+        for _ in 0..12_000 {
             if is_true(self).await {
                 return;
             }
