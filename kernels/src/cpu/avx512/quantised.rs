@@ -8,6 +8,9 @@ use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
 use crate::quant::RUN;
 use std::arch::x86_64::*;
 
+/// Runs of 32 inputs in a block of 256.
+const RUNS_PER_BLOCK: usize = 8;
+
 /// What a format multiplies its integer sums with.
 pub(super) struct Scales {
     first: __m512,
@@ -30,9 +33,14 @@ pub(super) trait Format {
     /// # Safety
     /// AVX-512 F and BW; `w` has the layout's code bytes of a run; `g < 8`.
     unsafe fn codes(w: *const u8, g: usize) -> __m512i;
+    /// What the runs of a block of 256 share, widened once for all of them.
+    type Shared: Copy;
     /// # Safety
-    /// AVX-512 F; `scales` is the start of a panel's scales, which hold run `run`.
-    unsafe fn scales(scales: *const u8, run: usize) -> Scales;
+    /// AVX-512 F; `scales` is the start of a panel's scales, which hold the block of run `run`.
+    unsafe fn shared(scales: *const u8, run: usize) -> Self::Shared;
+    /// # Safety
+    /// AVX-512 F; as [`Format::shared`], whose result for the block of `run` is given.
+    unsafe fn scales(shared: Self::Shared, scales: *const u8, run: usize) -> Scales;
 }
 
 /// Signed bytes, stored plus 128.
@@ -65,22 +73,46 @@ unsafe fn plain_scales(scales: *const u8, run: usize) -> Scales {
     }
 }
 
-/// Scales and minima of a 256-block with eight of each.
-///
-/// # Safety
-/// AVX-512 F; as [`Format::scales`] for `Q4K` and `Q5K`.
-#[inline(always)]
-unsafe fn k_scales(scales: *const u8, run: usize) -> Scales {
-    // SAFETY: the caller's promise; the offsets are those of `panels`.
-    unsafe {
-        let block = scales.add(run / 8 * const { quant_layout(WeightFormat::Q4K).scale_bytes });
-        let bytes = |at: usize| {
-            let codes = _mm_loadu_si128(block.add(at + run % 8 * 16).cast());
-            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes))
-        };
-        let first = _mm512_mul_ps(halves(block), bytes(K_SCALES_AT));
-        Scales { first, second: first, min: _mm512_mul_ps(halves(block.add(32)), bytes(K_MINS_AT)) }
+/// Scale and minimum of a 256-block, which has eight small ones of each.
+#[derive(Clone, Copy)]
+pub(super) struct KScales {
+    scale: __m512,
+    min: __m512,
+}
+
+impl KScales {
+    /// # Safety
+    /// AVX-512 F; as [`Format::shared`] for `Q4K` and `Q5K`.
+    #[inline(always)]
+    unsafe fn of_block(scales: *const u8, run: usize) -> Self {
+        // SAFETY: the caller's promise; the offsets are those of `panels`.
+        unsafe {
+            let block = k_block(WeightFormat::Q4K, scales, run);
+            Self { scale: halves(block), min: halves(block.add(32)) }
+        }
     }
+
+    /// # Safety
+    /// AVX-512 F; as [`Format::scales`] for `Q4K` and `Q5K`.
+    #[inline(always)]
+    unsafe fn of_run(self, scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the caller's promise; the offsets are those of `panels`.
+        unsafe {
+            let block = k_block(WeightFormat::Q4K, scales, run);
+            let bytes = |at: usize| {
+                let codes = _mm_loadu_si128(block.add(at + run % 8 * 16).cast());
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(codes))
+            };
+            let first = _mm512_mul_ps(self.scale, bytes(K_SCALES_AT));
+            Scales { first, second: first, min: _mm512_mul_ps(self.min, bytes(K_MINS_AT)) }
+        }
+    }
+}
+
+/// The scales of the 256-block that holds run `run`.
+#[inline(always)]
+fn k_block(format: WeightFormat, scales: *const u8, run: usize) -> *const u8 {
+    scales.wrapping_add(run / RUNS_PER_BLOCK * quant_layout(format).scale_bytes)
 }
 
 /// Group `g` of four-bit codes.
@@ -103,8 +135,11 @@ impl Format for Q8_0 {
         // SAFETY: the trait's contract.
         unsafe { _mm512_loadu_si512(w.add(64 * g).cast()) }
     }
+    type Shared = ();
     #[inline(always)]
-    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+    unsafe fn shared(_scales: *const u8, _run: usize) {}
+    #[inline(always)]
+    unsafe fn scales((): (), scales: *const u8, run: usize) -> Scales {
         // SAFETY: the trait's contract.
         unsafe { plain_scales(scales, run) }
     }
@@ -117,8 +152,11 @@ impl Format for Q4_0 {
         // SAFETY: the trait's contract.
         unsafe { nibbles(w, g) }
     }
+    type Shared = ();
     #[inline(always)]
-    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+    unsafe fn shared(_scales: *const u8, _run: usize) {}
+    #[inline(always)]
+    unsafe fn scales((): (), scales: *const u8, run: usize) -> Scales {
         // SAFETY: the trait's contract.
         unsafe { plain_scales(scales, run) }
     }
@@ -132,10 +170,16 @@ impl Format for Q4K {
         // SAFETY: the trait's contract.
         unsafe { nibbles(w, g) }
     }
+    type Shared = KScales;
     #[inline(always)]
-    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+    unsafe fn shared(scales: *const u8, run: usize) -> KScales {
         // SAFETY: the trait's contract.
-        unsafe { k_scales(scales, run) }
+        unsafe { KScales::of_block(scales, run) }
+    }
+    #[inline(always)]
+    unsafe fn scales(shared: KScales, scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract.
+        unsafe { shared.of_run(scales, run) }
     }
 }
 
@@ -161,10 +205,16 @@ impl Format for Q5K {
             _mm512_or_si512(nibbles(w, g), _mm512_and_si512(moved, _mm512_set1_epi8(16)))
         }
     }
+    type Shared = KScales;
     #[inline(always)]
-    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+    unsafe fn shared(scales: *const u8, run: usize) -> KScales {
         // SAFETY: the trait's contract.
-        unsafe { k_scales(scales, run) }
+        unsafe { KScales::of_block(scales, run) }
+    }
+    #[inline(always)]
+    unsafe fn scales(shared: KScales, scales: *const u8, run: usize) -> Scales {
+        // SAFETY: the trait's contract.
+        unsafe { shared.of_run(scales, run) }
     }
 }
 
@@ -186,12 +236,17 @@ impl Format for Q6K {
             _mm512_or_si512(nibbles(w, g), _mm512_and_si512(moved, _mm512_set1_epi8(0x30)))
         }
     }
+    type Shared = __m512;
     #[inline(always)]
-    unsafe fn scales(scales: *const u8, run: usize) -> Scales {
+    unsafe fn shared(scales: *const u8, run: usize) -> __m512 {
+        // SAFETY: the trait's contract.
+        unsafe { halves(k_block(WeightFormat::Q6K, scales, run)) }
+    }
+    #[inline(always)]
+    unsafe fn scales(d: __m512, scales: *const u8, run: usize) -> Scales {
         // SAFETY: the trait's contract; the offsets are those of `panels`.
         unsafe {
-            let block = scales.add(run / 8 * const { quant_layout(WeightFormat::Q6K).scale_bytes });
-            let d = halves(block);
+            let block = k_block(WeightFormat::Q6K, scales, run);
             let scale = |half: usize| {
                 let at = Q6K_SCALES_AT + run % 8 * 32 + half * 16;
                 let bytes = _mm_loadu_si128(block.add(at).cast());
@@ -217,6 +272,7 @@ pub(super) unsafe fn tile<F: Format, const M: usize>(input: &TileInput, out: &Ou
         // Pointers that move: products with an operand at a sum of two registers are split in two by the processor.
         let (mut w, mut x, mut ahead) = (input.panel, input.x, input.ahead.at);
         let mut acc = [_mm512_setzero_ps(); M];
+        let mut shared = F::shared(scales, 0);
         for run in 0..runs {
             for line in 0..layout.code_bytes / 64 {
                 _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH_BYTES + 64 * line).cast());
@@ -225,7 +281,10 @@ pub(super) unsafe fn tile<F: Format, const M: usize>(input: &TileInput, out: &Ou
                 _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                 ahead = ahead.wrapping_add(64);
             }
-            add_run::<F, M>(&mut acc, w, &F::scales(scales, run), x);
+            if run % RUNS_PER_BLOCK == 0 {
+                shared = F::shared(scales, run);
+            }
+            add_run::<F, M>(&mut acc, w, &F::scales(shared, scales, run), x);
             w = w.add(layout.code_bytes);
             x = x.add(RUN_WORDS * M);
         }
