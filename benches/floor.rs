@@ -16,15 +16,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use millgate_kernels::{Pool, WeightFormat};
 use millgate_models::{
-    BLOCK_TOKENS, Batch, Checkpoint, Device, GpuReserve, KvDtypeChoice, LoadOptions, Model, SequenceSpan, Silent,
-    Source, Summary,
+    Batch, Checkpoint, Device, GpuReserve, KvDtypeChoice, LoadOptions, Model, Silent, Source, Summary,
 };
 
+#[path = "../models/benches/batches.rs"]
+mod batches;
 #[path = "../kernels/benches/clock.rs"]
 mod clock;
 #[path = "../kernels/benches/peaks.rs"]
 mod peaks;
 
+use batches::{add, blocks};
 use peaks::Peaks;
 
 /// Tokens each stream has in the cache when its counted steps begin.
@@ -165,10 +167,6 @@ impl Floor {
     }
 }
 
-fn blocks(tokens: usize) -> usize {
-    tokens.div_ceil(BLOCK_TOKENS)
-}
-
 /// Times of decode steps of this many streams.
 fn decode(model: &mut dyn Model, streams: usize) -> Result<Vec<Duration>> {
     let each = blocks(CONTEXT + WARM + COUNTED);
@@ -202,24 +200,6 @@ fn prefill(model: &mut dyn Model, first_block: usize, tokens: usize) -> Result<D
         model.forward(&batch)?;
     }
     Ok(start.elapsed())
-}
-
-/// Adds `count` tokens of a stream at position `from`.
-fn add(batch: &mut Batch, first_block: usize, from: usize, count: usize) {
-    let (start, end) = (batch.tokens.len(), from + count);
-    batch.sequences.push(SequenceSpan {
-        query_start: start as u32,
-        query_len: count as u32,
-        context_len: end as u32,
-        table_start: batch.tables.len() as u32,
-        table_len: blocks(end) as u32,
-    });
-    batch.tables.extend((first_block..first_block + blocks(end)).map(|block| block as u32));
-    for at in from..end {
-        batch.tokens.push((3 + at * 7 % 1000) as u32);
-        batch.positions.push(at as u32);
-        batch.slots.push((first_block * BLOCK_TOKENS + at) as u32);
-    }
 }
 
 /// Wants the newest row's logits.

@@ -9,9 +9,13 @@ use std::time::Duration;
 
 use millgate_kernels::Pool;
 use millgate_models::{
-    BLOCK_TOKENS, Checkpoint, Device, Draw, DrawingModel, GpuReserve, KvDtypeChoice, LoadOptions, Output, Penalties,
-    PendingToken, SequenceSpan, Silent, Step,
+    Checkpoint, Device, Draw, DrawingModel, GpuReserve, KvDtypeChoice, LoadOptions, Output, Penalties, PendingToken,
+    Silent, Step,
 };
+
+mod batches;
+
+use batches::{add, blocks};
 
 type Failed = Box<dyn std::error::Error>;
 
@@ -63,10 +67,6 @@ fn main() -> Result<(), Failed> {
     Ok(())
 }
 
-fn blocks(tokens: usize) -> usize {
-    tokens.div_ceil(BLOCK_TOKENS)
-}
-
 /// Median, fastest and slowest in milliseconds.
 fn print(what: &str, size: usize, times: &[Duration]) {
     let mut ms: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e3).collect();
@@ -88,7 +88,7 @@ fn decode(model: &mut dyn DrawingModel, streams: usize) -> Result<Vec<Duration>,
     for index in 0..WARM + COUNTED {
         let mut step = Step::default();
         for stream in 0..streams {
-            add(&mut step, stream * each, DECODE_PROMPT + index, 1);
+            add(&mut step.batch, stream * each, DECODE_PROMPT + index, 1);
             draw(&mut step);
         }
         if index > 0 {
@@ -109,7 +109,7 @@ fn prefill(model: &mut dyn DrawingModel, first_block: usize, tokens: usize) -> R
     for from in (0..tokens).step_by(STEP_TOKENS) {
         let count = STEP_TOKENS.min(tokens - from);
         let mut step = Step::default();
-        add(&mut step, first_block, from, count);
+        add(&mut step.batch, first_block, from, count);
         if from + count == tokens {
             draw(&mut step);
         }
@@ -121,25 +121,6 @@ fn prefill(model: &mut dyn DrawingModel, first_block: usize, tokens: usize) -> R
 
 fn time_of(model: &mut dyn DrawingModel) -> Result<Duration, Failed> {
     Ok(model.collect()?.device_time.ok_or("the device does not time its steps")?)
-}
-
-/// Adds `count` tokens of a stream at position `from`.
-fn add(step: &mut Step, first_block: usize, from: usize, count: usize) {
-    let batch = &mut step.batch;
-    let (start, end) = (batch.tokens.len(), from + count);
-    batch.sequences.push(SequenceSpan {
-        query_start: start as u32,
-        query_len: count as u32,
-        context_len: end as u32,
-        table_start: batch.tables.len() as u32,
-        table_len: blocks(end) as u32,
-    });
-    batch.tables.extend((first_block..first_block + blocks(end)).map(|block| block as u32));
-    for at in from..end {
-        batch.tokens.push((3 + at * 7 % 1000) as u32);
-        batch.positions.push(at as u32);
-        batch.slots.push((first_block * BLOCK_TOKENS + at) as u32);
-    }
 }
 
 /// Has the newest row draw.
