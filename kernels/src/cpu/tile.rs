@@ -136,8 +136,7 @@ impl Kernel {
             Level::Scalar => {}
             Level::Avx2 => return super::avx2::kernel(format),
             // The products that tile registers are for do not come here.
-            Level::Avx512 | Level::Amx => return super::avx512::kernel(format, false),
-            Level::Avx512Bf16 => return super::avx512::kernel(format, true),
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return super::avx512::kernel(format, level.dots_bf16()),
         }
         let _ = level;
         scalar::kernel(format)

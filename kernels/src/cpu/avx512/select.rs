@@ -16,12 +16,12 @@ const QUANT_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 10, 11, 12];
 /// Few rows have few sums in flight, so they take two panels at once.
 const TWO_PANELS_UP_TO: usize = 4;
 
-/// The kernel of one format. `has_bf16_dot`: whether the machine has bf16 dot products.
-pub(in crate::cpu) fn kernel(format: WeightFormat, has_bf16_dot: bool) -> Kernel {
+/// The kernel of one format. `dots_bf16`: as [`crate::Level::dots_bf16`].
+pub(in crate::cpu) fn kernel(format: WeightFormat, dots_bf16: bool) -> Kernel {
     let (tile, packing): (TileFn, XPacking) = match format {
         WeightFormat::F32 => (dense_tile::<F32>, XPacking::F32),
         WeightFormat::F16 => (dense_tile::<F16>, XPacking::F32),
-        WeightFormat::Bf16 if has_bf16_dot => (bf16_dot_tile, XPacking::Bf16Pairs),
+        WeightFormat::Bf16 if dots_bf16 => (bf16_dot_tile, XPacking::Bf16Pairs),
         WeightFormat::Bf16 => (dense_tile::<Bf16Wide>, XPacking::Bf16AsF32),
         WeightFormat::Q8_0 => (quant_tile::<Q8_0>, XPacking::Bytes),
         WeightFormat::Q4_0 => (quant_tile::<Q4_0>, XPacking::Bytes),
