@@ -85,6 +85,24 @@ async fn a_revoked_or_expired_key_is_refused_on_the_next_request() {
 }
 
 #[tokio::test]
+async fn who_is_known_is_believed_for_a_minute_while_the_store_cannot_be_asked_and_not_longer() {
+    let app = TestApp::new().start().await;
+    let user = app.user("ann", &[]).await;
+    let url = format!("sqlite://{}", app.data_dir().join("millgate.db").display());
+    let intruder = sqlx::SqlitePool::connect(&url).await.unwrap();
+    sqlx::query("ALTER TABLE policy_version RENAME TO taken_away").execute(&intruder).await.unwrap();
+    assert_eq!(user.get("/v1/models").await.status, 200);
+    app.advance(Duration::from_secs(59));
+    assert_eq!(user.get("/v1/models").await.status, 200);
+    app.advance(Duration::from_secs(2));
+    let refused = user.get("/v1/models").await;
+    assert_eq!((refused.status, refused.json()["error"]["type"].as_str()), (503, Some("unavailable_error")));
+    assert!(!refused.header("retry-after").is_empty());
+    sqlx::query("ALTER TABLE taken_away RENAME TO policy_version").execute(&intruder).await.unwrap();
+    assert_eq!(user.get("/v1/models").await.status, 200, "on the next request");
+}
+
+#[tokio::test]
 async fn identity_headers_from_clients_are_never_believed() {
     let app = TestApp::new().start().await;
     let user = app.user("ann", &[]).await;

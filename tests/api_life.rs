@@ -1,7 +1,9 @@
 //! The server's life seen from outside: probes, draining, clients that leave, a full queue, browsers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use millgate::engine::fake::Gate;
 use millgate::governance::Status;
 use serde_json::json;
 
@@ -118,6 +120,25 @@ async fn metrics_are_readable_without_a_credential_and_name_no_user() {
     }
     assert!(page.contains("millgate_http_responses_total{route=\"/v1/chat/completions\",status=\"200\"} 1"), "{page}");
     assert!(!page.contains("very-special") && !page.contains("special prompt"));
+}
+
+#[tokio::test]
+async fn figures_are_read_while_the_engine_is_in_the_middle_of_a_step() {
+    let gate = Arc::new(Gate::default());
+    let app = endless(TestApp::new()).fake(|fake| fake.gate = Some(gate.clone())).start().await;
+    let user = app.user("ann", &[]).await;
+    let scrapes = async {
+        // The second step begins, and stands still.
+        gate.allow(1);
+        app.eventually("the first step is over", async |app| app.engine.status().totals.completion_tokens == 1).await;
+        for _ in 0..20 {
+            let page = app.anonymous().get("/metrics").await.body;
+            assert!(page.contains("\nvllm:num_requests_running 1\n"), "{page}");
+        }
+        gate.allow(1000);
+    };
+    let (answer, ()) = tokio::join!(user.chat_with("hello", json!({"max_tokens": 5})), scrapes);
+    assert_eq!(answer.status, 200);
 }
 
 #[tokio::test]

@@ -196,6 +196,28 @@ fn every_route_is_in_the_api_guide() {
 }
 
 #[test]
+fn every_reason_of_a_refusal_is_in_the_api_guide() {
+    let guide = read("docs/api.md");
+    let sources = workspace_sources();
+    let (mut reasons, mut offences) = (0, Vec::new());
+    for file in shipped(&sources).filter(|file| file.path.starts_with("src/")) {
+        let strings = file.strings();
+        for (nth, (line, text)) in strings.iter().enumerate() {
+            let is_word = text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            let follows_its_name = nth > 0 && strings[nth - 1] == (*line, "reason".to_owned());
+            if is_word && (text.ends_with("_exceeded") || (follows_its_name && file.path.starts_with("src/api/"))) {
+                reasons += 1;
+                if !guide.contains(&format!("`{text}`")) {
+                    offences.push(format!("{}: `{text}`", file.path));
+                }
+            }
+        }
+    }
+    check("docs/api.md names every reason:", offences);
+    assert!(reasons > 8, "only {reasons} reasons were found");
+}
+
+#[test]
 fn every_metric_is_in_the_operations_guide() {
     let guide = read("docs/operations.md");
     let sources = workspace_sources();

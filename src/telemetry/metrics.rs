@@ -576,6 +576,65 @@ mod tests {
         }
     }
 
+    /// Name, type and bounds of every family of vLLM's that others read, as vLLM 0.32 has them.
+    #[test]
+    fn every_family_that_dashboards_read_is_there_with_vllms_type_and_bounds() {
+        const FIRST: &str =
+            "0.001 0.005 0.01 0.02 0.04 0.06 0.08 0.1 0.25 0.5 0.75 1 2.5 5 7.5 10 20 40 80 160 640 2560";
+        const NEXT: &str = "0.01 0.025 0.05 0.075 0.1 0.15 0.2 0.3 0.4 0.5 0.75 1 2.5 5 7.5 10 20 40 80";
+        const WHOLE: &str = "0.3 0.5 0.8 1 1.5 2 2.5 5 10 15 20 30 40 50 60 120 240 480 960 1920 7680";
+        let metrics = Metrics::new();
+        metrics.first_token("a", Duration::from_millis(3));
+        metrics.queue_full("a", "max_num_queued_reqs");
+        metrics.choice_finished("a", "stop");
+        let page = metrics.render(PageFormat::Prometheus, &[engine("a", 1, 2)], false);
+        for (name, kind) in [
+            ("num_requests_running", "gauge"),
+            ("num_requests_waiting", "gauge"),
+            ("kv_cache_usage_perc", "gauge"),
+            ("gpu_cache_usage_perc", "gauge"),
+            ("cache_config_info", "gauge"),
+            ("lora_requests_info", "gauge"),
+            ("prefix_cache_queries_total", "counter"),
+            ("prefix_cache_hits_total", "counter"),
+            ("num_preemptions_total", "counter"),
+            ("prompt_tokens_total", "counter"),
+            ("generation_tokens_total", "counter"),
+            ("request_success_total", "counter"),
+            ("admission_rejections_total", "counter"),
+            ("iteration_tokens_total", "histogram"),
+            ("request_prompt_tokens", "histogram"),
+            ("request_generation_tokens", "histogram"),
+            ("request_max_num_generation_tokens", "histogram"),
+            ("request_params_n", "histogram"),
+            ("request_params_max_tokens", "histogram"),
+        ] {
+            assert!(
+                page.lines().any(|line| line == format!("# TYPE vllm:{name} {kind}")),
+                "no {kind} `{name}` in\n{page}"
+            );
+        }
+        for (name, bounds) in [
+            ("time_to_first_token_seconds", FIRST),
+            ("inter_token_latency_seconds", NEXT),
+            ("time_per_output_token_seconds", NEXT),
+            ("e2e_request_latency_seconds", WHOLE),
+            ("request_queue_time_seconds", WHOLE),
+            ("request_prefill_time_seconds", WHOLE),
+            ("request_decode_time_seconds", WHOLE),
+            ("request_inference_time_seconds", WHOLE),
+        ] {
+            let start = format!("vllm:{name}_bucket{{engine=\"0\",model_name=\"a\",le=\"");
+            let found: Vec<f64> = page
+                .lines()
+                .filter_map(|line| line.strip_prefix(&start)?.split('"').next()?.parse().ok())
+                .filter(|bound: &f64| bound.is_finite())
+                .collect();
+            let wanted: Vec<f64> = bounds.split(' ').map(|bound| bound.parse().expect("a number")).collect();
+            assert_eq!(found, wanted, "{name}");
+        }
+    }
+
     #[test]
     fn users_are_shown_only_where_the_operator_wants_it() {
         let metrics = Metrics::new();
