@@ -2,7 +2,7 @@
 //
 // Weights are read once, by the widest loads their blocks' size permits; products are exact sums of signed bytes
 // (quantise_rows), scaled in f32. A lane takes whole pieces of a block, so its sums, and their order, depend on K only.
-// Must agree with reference::linear.
+// Must agree with reference::linear_by_runs.
 #include "quant.cuh"
 
 constexpr int WARPS = 4;

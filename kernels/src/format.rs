@@ -41,7 +41,7 @@ impl WeightFormat {
     }
 
     /// Weights in one block; a row holds whole blocks only.
-    pub fn block_weights(self) -> usize {
+    pub const fn block_weights(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q8_0 | Self::Q4_0 => 32,
@@ -60,6 +60,11 @@ impl WeightFormat {
             Self::Q5K => 176,
             Self::Q6K => 210,
         }
+    }
+
+    /// Whether the format's blocks of 256 weights have small integer scales of their runs (the K formats).
+    pub const fn has_long_blocks(self) -> bool {
+        self.block_weights() == 256
     }
 
     /// Whether the format stores integer codes with scales.

@@ -4,7 +4,7 @@
 //! code at a time; tests hold the two against each other.
 
 use crate::WeightFormat;
-use crate::panels::{DENSE_ROWS, K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, QUANT_ROWS, quant_layout};
+use crate::panels::{DENSE_ROWS, K_SCALES_AT, Q6K_SCALES_AT, QUANT_ROWS, k_min_at, quant_layout};
 use crate::quant::{RUN, k_scale_min};
 
 /// The low half of every byte of a word.
@@ -108,7 +108,7 @@ impl Run<'_> {
         self.scales[2 * lane..2 * lane + 2].copy_from_slice(&head[..2]);
         self.scales[32 + 2 * lane..34 + 2 * lane].copy_from_slice(&head[2..4]);
         self.scales[K_SCALES_AT + self.sub * QUANT_ROWS + lane] = scale;
-        self.scales[K_MINS_AT + self.sub * QUANT_ROWS + lane] = min;
+        self.scales[k_min_at(self.sub, lane)] = min;
     }
 }
 

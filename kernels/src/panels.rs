@@ -8,7 +8,8 @@
 //!   `[4][16][4]` bytes are groups 0–3, the high halves groups 4–7. `Q5K` adds `[16][4]` bytes whose bit `g` is the fifth
 //!   bit in group `g`; `Q6K` adds `[2][16][4]` bytes whose bits `2s..2s + 2` of part `p` are the top of group `4p + s`.
 //!   Scales: `Q8_0`, `Q4_0`: `[16]` f16 a run. `Q4K`, `Q5K`: `[16]` f16 scale, `[16]` f16 minimum, `[8][16]` bytes of
-//!   scales, `[8][16]` bytes of minima a block. `Q6K`: `[16]` f16 scale, `[8][2][16]` signed bytes a block.
+//!   scales, `[2][16][4]` bytes of minima a block: part `p` has those of runs `4p..4p + 4`, as codes lie. `Q6K`: `[16]` f16
+//!   scale, `[8][2][16]` signed bytes a block.
 
 use crate::WeightFormat;
 use crate::quant::{RUN, RawCodes};
@@ -47,6 +48,11 @@ pub(crate) const fn quant_layout(format: WeightFormat) -> QuantLayout {
         WeightFormat::F32 | WeightFormat::F16 | WeightFormat::Bf16 => panic!("dense formats have no blocks"),
     };
     QuantLayout { code_bytes, runs_per_block, scale_bytes }
+}
+
+/// Where a `Q4K` or `Q5K` block has the byte minimum of run `sub` of lane `lane`.
+pub(crate) fn k_min_at(sub: usize, lane: usize) -> usize {
+    K_MINS_AT + (sub / 4 * QUANT_ROWS + lane) * 4 + sub % 4
 }
 
 /// Outputs of one panel.
@@ -95,7 +101,7 @@ pub(crate) fn read_run(format: WeightFormat, panel: &[u8], lane: usize, run: usi
         WeightFormat::Q4K | WeightFormat::Q5K => {
             raw.d_min = half_at(32 + 2 * lane);
             raw.scale = [block[K_SCALES_AT + sub * 16 + lane]; 2];
-            raw.min = block[K_MINS_AT + sub * 16 + lane];
+            raw.min = block[k_min_at(sub, lane)];
         }
         WeightFormat::Q6K => {
             raw.scale = std::array::from_fn(|half| block[Q6K_SCALES_AT + sub * 32 + half * 16 + lane]);

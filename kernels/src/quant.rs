@@ -10,8 +10,12 @@ use half::f16;
 
 pub use crate::quantise::quantise_row;
 
-/// Codes sharing one activation scale.
+/// Codes sharing one scale.
 pub const RUN: usize = 32;
+/// Weights of a block of the K formats.
+pub const BLOCK: usize = 256;
+/// Its runs.
+pub(crate) const RUNS_PER_BLOCK: usize = BLOCK / RUN;
 
 /// Thirty-two consecutive weights of one row, decoded but not yet multiplied out.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -133,11 +137,35 @@ pub(crate) const fn offset(format: WeightFormat) -> u8 {
 
 /// The scale of a run of activations whose largest absolute value is `peak`: a code of 127 stands for the peak.
 ///
-/// Rounded to 22 bits, so that small whole numbers times the scale are exact, which kernels rely on. NaN for peaks that are
-/// no number or beyond 1e33: such a row stays visibly broken.
+/// Rounded to 22 bits, so that small whole numbers times the scale are exact, which kernels rely on (those of formats
+/// without long blocks). NaN for peaks that are no number or beyond 1e33: such a row stays visibly broken.
 #[inline(always)]
 pub(crate) fn activation_scale(peak: f32) -> f32 {
     if peak < 1e33 { f32::from_bits((peak / 127.0).to_bits() & !3) } else { f32::NAN }
+}
+
+/// By how many powers of two the activations of a run are smaller than those of their block, given the bits of both
+/// largest absolute values: its codes stand for that much less.
+///
+/// Whole powers, because they cost a kernel nothing: an integer sum that starts at the bits of `1.5 * 2^(23 - shift)` reads
+/// as a float as that number plus `sum / 2^shift`. At most 15: nothing is left to gain beyond.
+#[inline(always)]
+pub(crate) fn run_shift(block_peak: u32, run_peak: u32) -> u32 {
+    ((block_peak - run_peak) >> 23).min(15)
+}
+
+/// The sum of a run's codes for minima, in quarters of the block's scale, rounded: small enough for the two bytes of
+/// [`sum_bytes`].
+#[inline(always)]
+pub(crate) fn quarters(sum: i32, shift: u32) -> i32 {
+    (4 * sum + (1 << shift >> 1)) >> shift
+}
+
+/// A sum of [`quarters`] as two signed bytes, `128 * high + low`.
+#[inline(always)]
+pub(crate) fn sum_bytes(quarters: i32) -> [u8; 2] {
+    let high = (quarters + 64) >> 7;
+    [high as u8, (quarters - 128 * high) as u8]
 }
 
 /// The 6-bit scale and minimum of sub-block `sub`, packed into twelve bytes.

@@ -1,6 +1,7 @@
 //! `linear` in every format: right, independent of the batch, refusing what does not fit.
 
 use crate::random::{Random, assert_close, assert_same_bits, poison, pools};
+use millgate_kernels::quant::{BLOCK, RUN};
 use millgate_kernels::reference::{self, Matrix};
 use millgate_kernels::{
     KernelError, Level, PackedMatrix, PackedPart, Pool, Product, WeightFormat, linear, linear_each,
@@ -13,6 +14,16 @@ fn odd_cols(format: WeightFormat) -> Vec<usize> {
         32 => vec![32, 96, 320],
         _ => vec![256, 768],
     }
+}
+
+/// Activations whose runs of 32 differ in size as much as they may, zeros among them.
+fn uneven(random: &mut Random, len: usize) -> Vec<f32> {
+    let mut x = random.floats(len);
+    for run in x.chunks_mut(RUN) {
+        let size = [1.0, 0.5f32.powi(random.below(24) as i32), 1e-36, 0.0][random.below(8).saturating_sub(4)];
+        run.iter_mut().for_each(|v| *v *= size);
+    }
+    x
 }
 
 fn run(pool: &Pool, x: &[f32], w: &PackedMatrix, bias: Option<&[f32]>) -> Vec<f32> {
@@ -29,7 +40,7 @@ fn linear_agrees_with_the_reference_in_every_format_and_size() {
             for cols in odd_cols(format) {
                 for (m, rows) in [(1, 1), (1, 33), (2, 16), (3, 70), (5, 15), (7, 64), (9, 31), (13, 97), (35, 40)] {
                     let source = random.weights(format, rows, cols);
-                    let x = random.floats(m * cols);
+                    let x = uneven(&mut random, m * cols);
                     let bias = (m % 2 == 1).then(|| random.floats(rows));
                     let w = PackedMatrix::pack(format, rows, cols, &source).unwrap();
                     let found = run(&pool, &x, &w, bias.as_deref());
@@ -57,7 +68,7 @@ fn a_row_has_the_same_bits_alone_and_among_up_to_33_rows() {
             let cols = if pool.level() == Level::Scalar { 256 } else { 2560 };
             let rows = if format.is_quantised() { 83 } else { 70 };
             let w = PackedMatrix::pack(format, rows, cols, &random.weights(format, rows, cols)).unwrap();
-            let x = random.floats(33 * cols);
+            let x = uneven(&mut random, 33 * cols);
             let alone: Vec<f32> = x.chunks(cols).flat_map(|x| run(&pool, x, &w, None)).collect();
             for m in 2..=33 {
                 // Another first row each time: a row must not depend on its place either.
@@ -65,6 +76,25 @@ fn a_row_has_the_same_bits_alone_and_among_up_to_33_rows() {
                 let found = run(&pool, &x[first * cols..(first + m) * cols], &w, None);
                 let context = format!("{:?} {format:?} rows {first}..{}", pool.level(), first + m);
                 assert_same_bits(&found, &alone[first * rows..(first + m) * rows], &context);
+            }
+        }
+    }
+}
+
+#[test]
+fn bytes_of_a_block_miss_an_activation_by_no_more_than_a_127th_of_the_largest_in_its_run() {
+    let mut random = Random(12);
+    for _ in 0..200 {
+        let x = uneven(&mut random, BLOCK);
+        let block = reference::quantise_block(&x);
+        let largest = |x: &[f32]| x.iter().fold(0.0, |most: f32, v| most.max(v.abs()));
+        for ((x, codes), shift) in x.chunks(RUN).zip(block.codes.chunks(RUN)).zip(block.shifts) {
+            // Half a step, which is at most twice as long as with a scale of the run's own. Beyond 15 powers of two below
+            // the block's peak, half a step of that.
+            let bound = largest(x).max(block.scale * 127.0 / 65536.0) / 127.0;
+            for (x, &code) in x.iter().zip(codes) {
+                let found = f32::from(code) * block.scale / (1u32 << shift) as f32;
+                assert!((found - x).abs() <= 1.001 * bound, "{x} became {found}, bound {bound}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::by_level;
 use super::lanes::to_bf16;
 use super::tile::{BF16_STRETCH, LIFT, RUN_WORDS, XPacking};
-use crate::quant::{RUN, activation_scale, offset};
+use crate::quant::{BLOCK, RUN, RUNS_PER_BLOCK, activation_scale, offset, quarters, run_shift, sum_bytes};
 use crate::{Level, WeightFormat};
 
 /// The rows of one tile and how they are wanted.
@@ -90,62 +90,142 @@ fn place(words: impl Iterator<Item = u32>, tile: &mut [u32], m: usize) {
 
 #[inline(always)]
 fn pack_bytes(x: &[f32], format: WeightFormat, tile: &mut [u32], m: usize) {
-    for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUN_WORDS * m)) {
-        run(x).put(format, tile, m);
+    if format.has_long_blocks() {
+        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * RUN_WORDS * m)) {
+            block(x).put(format, tile, m);
+        }
+    } else {
+        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUN_WORDS * m)) {
+            run(x).put(format, tile, m);
+        }
     }
 }
 
-/// A run of activations as signed bytes with one scale.
-#[derive(Default)]
-pub(super) struct ByteRun {
+/// Thirty-two signed bytes.
+#[derive(Default, Clone, Copy)]
+pub(super) struct ByteCodes {
     /// Four codes each.
     pub(super) words: [u32; RUN / 4],
-    pub(super) scale: f32,
     /// Of the codes of either half.
     pub(super) sums: [i32; 2],
 }
 
+/// A run of activations with its scale.
+#[derive(Default)]
+pub(super) struct ByteRun {
+    pub(super) codes: ByteCodes,
+    pub(super) scale: f32,
+}
+
+/// A block of the K formats: runs whose codes stand for `scale / 2^shift`.
+#[derive(Default)]
+pub(super) struct ByteBlock {
+    pub(super) runs: [ByteCodes; RUNS_PER_BLOCK],
+    pub(super) shifts: [u32; RUNS_PER_BLOCK],
+    pub(super) scale: f32,
+}
+
 /// Adding 1.5 * 2²³ rounds to nearest even and leaves the integer in the low bits.
 pub(super) const ROUND: f32 = 12_582_912.0;
-/// Runs whose largest number is smaller are zero.
+/// Runs, or blocks, whose largest number is smaller are zero.
 pub(super) const SILENT: f32 = 1e-30;
 
-impl ByteRun {
-    /// Writes the words of a run, `m` words apart, with the sums that weights of `format` need.
+impl ByteCodes {
     #[inline(always)]
-    pub(super) fn put(&self, format: WeightFormat, tile: &mut [u32], m: usize) {
-        let Self { words, scale, sums } = self;
-        for (cell, word) in tile.iter_mut().step_by(m).zip(words) {
+    fn put(&self, tile: &mut [u32], m: usize) {
+        for (cell, word) in tile.iter_mut().step_by(m).zip(&self.words) {
             *cell = *word;
         }
+    }
+}
+
+/// Where integer sums start: the bits of `lift`, less what the unsigned codes' offset adds to every product.
+#[inline(always)]
+fn start(lift: f32, format: WeightFormat, sum: i32) -> u32 {
+    lift.to_bits().wrapping_add_signed(-i32::from(offset(format)) * sum)
+}
+
+impl ByteRun {
+    /// Writes the words of a run, `m` words apart: codes, scale, [`LIFT`] times the scale, where the sum starts.
+    #[inline(always)]
+    pub(super) fn put(&self, format: WeightFormat, tile: &mut [u32], m: usize) {
+        let Self { codes, scale } = self;
+        codes.put(tile, m);
         tile[8 * m] = scale.to_bits();
         tile[9 * m] = (LIFT * scale).to_bits();
-        // Codes are unsigned: what `offset` adds to every product is taken off by starting the sum below zero.
-        let start = |sum: i32| LIFT.to_bits().wrapping_add_signed(-i32::from(offset(format)) * sum);
-        match format {
-            WeightFormat::Q4K | WeightFormat::Q5K => tile[10 * m] = ((sums[0] + sums[1]) as f32 * scale).to_bits(),
-            WeightFormat::Q6K => {
-                tile[10 * m] = start(sums[0]);
-                tile[11 * m] = start(sums[1]);
+        tile[10 * m] = start(LIFT, format, codes.sums[0] + codes.sums[1]);
+    }
+}
+
+impl ByteBlock {
+    /// Writes the words of a block, `m` words apart. In every run: codes, the block's scale, the lift to be taken off sums,
+    /// [`LIFT`] / 2^shift. Then with `Q6K`, where the sums of the halves start. With minima, runs 0 to 3 have a word of
+    /// [`sum_bytes`] each: the high ones of runs 0–3 and 4–7, the low ones of runs 0–3 and 4–7.
+    #[inline(always)]
+    pub(super) fn put(&self, format: WeightFormat, tile: &mut [u32], m: usize) {
+        let mut sums = [[0u8; RUNS_PER_BLOCK]; 2];
+        for (r, (codes, tile)) in self.runs.iter().zip(tile.chunks_mut(RUN_WORDS * m)).enumerate() {
+            codes.put(tile, m);
+            tile[8 * m] = self.scale.to_bits();
+            let lift = f32::from_bits(LIFT.to_bits() - (self.shifts[r] << 23));
+            tile[9 * m] = lift.to_bits();
+            tile[10 * m] = start(lift, format, codes.sums[0]);
+            tile[11 * m] = start(lift, format, codes.sums[1]);
+            [sums[0][r], sums[1][r]] = sum_bytes(quarters(codes.sums[0] + codes.sums[1], self.shifts[r]));
+        }
+        if format != WeightFormat::Q6K {
+            let words = sums.as_flattened().as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
+            for (tile, word) in tile.chunks_mut(RUN_WORDS * m).zip(words) {
+                tile[10 * m] = word;
             }
-            _ => tile[10 * m] = start(sums[0] + sums[1]),
         }
     }
+}
+
+/// What a run of a block multiplies with before it rounds; `inverse`: 127 divided by the block's peak.
+#[inline(always)]
+pub(super) fn inverse_of_run(inverse: f32, shift: u32) -> f32 {
+    inverse * f32::from_bits((127 + shift) << 23)
 }
 
 /// As [`crate::reference::quantise_run`].
 #[inline(always)]
 fn run(x: &[f32; RUN]) -> ByteRun {
+    let peak = f32::from_bits(peak_bits(x));
+    if peak < SILENT {
+        return ByteRun::default();
+    }
+    ByteRun { codes: codes(x, 127.0 / peak), scale: activation_scale(peak) }
+}
+
+/// As [`crate::reference::quantise_block`].
+#[inline(always)]
+fn block(x: &[f32; BLOCK]) -> ByteBlock {
+    let runs = x.as_chunks::<RUN>().0;
+    let peaks: [u32; RUNS_PER_BLOCK] = std::array::from_fn(|r| peak_bits(&runs[r]));
+    let block_peak = peaks.into_iter().fold(0, u32::max);
+    let peak = f32::from_bits(block_peak);
+    if peak < SILENT {
+        return ByteBlock::default();
+    }
+    let shifts = peaks.map(|run_peak| run_shift(block_peak, run_peak));
+    let inverse = 127.0 / peak;
+    let runs = std::array::from_fn(|r| codes(&runs[r], inverse_of_run(inverse, shifts[r])));
+    ByteBlock { runs, shifts, scale: activation_scale(peak) }
+}
+
+#[inline(always)]
+fn peak_bits(x: &[f32; RUN]) -> u32 {
     let mut peak_bits = 0u32;
     for v in x {
         let bits = v.to_bits() & 0x7fff_ffff;
         peak_bits = if bits > peak_bits { bits } else { peak_bits };
     }
-    let peak = f32::from_bits(peak_bits);
-    if peak < SILENT {
-        return ByteRun::default();
-    }
-    let inverse = 127.0 / peak;
+    peak_bits
+}
+
+#[inline(always)]
+fn codes(x: &[f32; RUN], inverse: f32) -> ByteCodes {
     let codes: [u8; RUN] = std::array::from_fn(|i| (x[i] * inverse + ROUND).to_bits() as u8);
     let mut sums = [0i32; 2];
     for i in 0..RUN / 2 {
@@ -153,5 +233,5 @@ fn run(x: &[f32; RUN]) -> ByteRun {
         sums[1] += i32::from(codes[RUN / 2 + i].cast_signed());
     }
     let words = std::array::from_fn(|g| u32::from_le_bytes(codes.as_chunks().0[g]));
-    ByteRun { words, scale: activation_scale(peak), sums }
+    ByteCodes { words, sums }
 }

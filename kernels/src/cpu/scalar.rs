@@ -3,8 +3,9 @@
 use super::tile::{Kernel, Out, RUN_WORDS, StridedTile, TileInput, XPacking};
 use crate::WeightFormat;
 use crate::kv::KvDtype;
-use crate::panels::{DENSE_ROWS, QUANT_ROWS, panel_bytes, read_dense, read_run};
-use crate::quant::{RUN, offset};
+use crate::panels::{DENSE_ROWS, QUANT_ROWS, panel_bytes, quant_layout, read_dense, read_run};
+use crate::quant::{RUN, RUNS_PER_BLOCK, RawCodes, offset};
+use std::ops::Range;
 
 /// The most rows of a tile.
 const MAX_ROWS: usize = 12;
@@ -51,37 +52,68 @@ unsafe fn quant_tile(input: &TileInput, out: &Out) {
     let (panel, x) = unsafe {
         (std::slice::from_raw_parts(input.panel, bytes), std::slice::from_raw_parts(input.x, m * runs * RUN_WORDS))
     };
+    let runs_at_once = quant_layout(input.format).runs_per_block;
     for lane in 0..out.lanes.min(QUANT_ROWS) {
         // SAFETY: `lane` and the rows exist in `out`.
         let mut sums = unsafe { begin(out, lane) };
-        for (run, x) in x.chunks_exact(m * RUN_WORDS).enumerate() {
-            let raw = read_run(input.format, panel, lane, run, runs);
-            let w = raw.decoded(input.format);
+        for (block, x) in x.chunks_exact(runs_at_once * m * RUN_WORDS).enumerate() {
+            let raw: [RawCodes; RUNS_PER_BLOCK] = std::array::from_fn(|r| {
+                read_run(input.format, panel, lane, block * runs_at_once + r % runs_at_once, runs)
+            });
             for (row, sum) in sums.iter_mut().enumerate().take(m) {
-                let word = |i: usize| x[i * m + row];
-                let dot = |groups: std::ops::Range<usize>| -> i32 {
-                    let product = |i: usize| {
-                        let x = word(i / 4).to_le_bytes()[i % 4].cast_signed();
-                        i32::from(x) * (i32::from(w.q[i]) - i32::from(offset(input.format)))
-                    };
-                    (4 * groups.start..4 * groups.end).map(product).sum()
+                let word = |run: usize, i: usize| x[(run * RUN_WORDS + i) * m + row];
+                *sum = if input.format.has_long_blocks() {
+                    add_block(*sum, input.format, &raw, word)
+                } else {
+                    add_run(*sum, input.format, &raw[0], |i| word(0, i))
                 };
-                let x_scale = f32::from_bits(word(8));
-                match input.format {
-                    WeightFormat::Q6K => {
-                        *sum = (dot(0..4) as f32 * x_scale).mul_add(w.scale[0], *sum);
-                        *sum = (dot(4..8) as f32 * x_scale).mul_add(w.scale[1], *sum);
-                    }
-                    _ => *sum = (dot(0..8) as f32 * x_scale).mul_add(w.scale[0], *sum),
-                }
-                if matches!(input.format, WeightFormat::Q4K | WeightFormat::Q5K) {
-                    *sum = (-w.min).mul_add(f32::from_bits(word(10)), *sum);
-                }
             }
         }
         // SAFETY: as above.
         unsafe { finish(out, lane, &sums) };
     }
+}
+
+/// Exact sum over some groups of four codes; `word`: the activations of the run.
+fn dot(format: WeightFormat, w: &RawCodes, word: impl Fn(usize) -> u32, groups: Range<usize>) -> i32 {
+    let product = |i: usize| {
+        let x = word(i / 4).to_le_bytes()[i % 4].cast_signed();
+        i32::from(x) * (i32::from(w.q[i]) - i32::from(offset(format)))
+    };
+    (4 * groups.start..4 * groups.end).map(product).sum()
+}
+
+/// Adds a run with a scale of activations of its own.
+fn add_run(sum: f32, format: WeightFormat, w: &RawCodes, word: impl Fn(usize) -> u32) -> f32 {
+    (dot(format, w, &word, 0..8) as f32 * f32::from_bits(word(8))).mul_add(w.decoded(format).scale[0], sum)
+}
+
+/// Adds a block of runs that share a scale of activations.
+fn add_block(
+    sum: f32,
+    format: WeightFormat,
+    runs: &[RawCodes; RUNS_PER_BLOCK],
+    word: impl Fn(usize, usize) -> u32,
+) -> f32 {
+    let (mut in_block, mut minima) = (0.0f32, 0i32);
+    for (r, raw) in runs.iter().enumerate() {
+        let lift = f32::from_bits(word(r, 9));
+        let lifted = |dot: i32| f32::from_bits(lift.to_bits().wrapping_add_signed(dot)) - lift;
+        let scale = raw.decoded(format).scale;
+        let word_of_run = |i: usize| word(r, i);
+        if format == WeightFormat::Q6K {
+            in_block = lifted(dot(format, raw, word_of_run, 0..4)).mul_add(scale[0], in_block);
+            in_block = lifted(dot(format, raw, word_of_run, 4..8)).mul_add(scale[1], in_block);
+        } else {
+            in_block = lifted(dot(format, raw, word_of_run, 0..8)).mul_add(scale[0], in_block);
+            let [high, low] = [r / 4, 2 + r / 4].map(|at| word(at, 10).to_le_bytes()[r % 4].cast_signed());
+            minima += i32::from(raw.min) * (128 * i32::from(high) + i32::from(low));
+        }
+    }
+    if format != WeightFormat::Q6K {
+        in_block = (-0.25 * runs[0].d_min.to_f32()).mul_add(minima as f32, in_block);
+    }
+    in_block.mul_add(f32::from_bits(word(0, 8)), sum)
 }
 
 /// # Safety

@@ -20,8 +20,8 @@ pub(crate) enum XPacking {
     /// Per stretch of [`BF16_STRETCH`] inputs: `[m][16]` pairs of bf16, `cols` padded to whole stretches.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the tile registers of x86"))]
     Bf16Rows,
-    /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, `[m]` scales times [`LIFT`], two times `[m]` of
-    /// format-dependent sums.
+    /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, `[m]` lifts, two times `[m]` of format-dependent
+    /// sums. [`super::activations`] says what they are.
     Bytes,
 }
 

@@ -1,6 +1,6 @@
 //! The parts of a layer, one number after the other: norms, products, rotary positions with the cache, attention.
 
-use crate::quant::{self, RUN};
+use crate::quant::{self, BLOCK, RUN, RUNS_PER_BLOCK, RawCodes};
 use crate::{AttentionBatch, BLOCK_TOKENS, KvLayer, PAD_SLOT, RopeStore, WeightFormat};
 use half::bf16;
 
@@ -46,8 +46,7 @@ pub fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
 ///
 /// The scale is NaN when an activation is no number, infinite, or beyond 1e33, so that a broken row stays visibly broken.
 pub fn quantise_run(x: &[f32]) -> ([i8; RUN], f32) {
-    // NaN compares above everything as bits, so it is not lost as it would be in a float maximum.
-    let peak = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
+    let peak = f32::from_bits(peak_bits(x));
     // Below this the quotient could overflow; such a run counts as zero.
     if peak < 1e-30 {
         return ([0; RUN], 0.0);
@@ -56,16 +55,65 @@ pub fn quantise_run(x: &[f32]) -> ([i8; RUN], f32) {
     (std::array::from_fn(|i| (x[i] * inverse).round_ties_even() as i8), quant::activation_scale(peak))
 }
 
+/// The bits of the largest absolute value: NaN compares above everything, so it is not lost as in a float maximum.
+fn peak_bits(x: &[f32]) -> u32 {
+    x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0)
+}
+
+/// Activations of a block of the K formats as signed bytes: the codes of run `r` stand for `scale / 2^shifts[r]` each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct QuantisedBlock {
+    /// The codes.
+    pub codes: [i8; BLOCK],
+    /// Powers of two of each run.
+    pub shifts: [u32; RUNS_PER_BLOCK],
+    /// Of the whole block; NaN as in [`quantise_run`].
+    pub scale: f32,
+}
+
+/// Two hundred and fifty-six activations as signed bytes with one scale: each run of 32 by so many powers of two finer as
+/// it is smaller than the largest.
+pub fn quantise_block(x: &[f32]) -> QuantisedBlock {
+    let block_peak = peak_bits(x);
+    let peak = f32::from_bits(block_peak);
+    if peak < 1e-30 {
+        return QuantisedBlock { codes: [0; BLOCK], shifts: [0; RUNS_PER_BLOCK], scale: 0.0 };
+    }
+    let shifts: [u32; RUNS_PER_BLOCK] =
+        std::array::from_fn(|r| quant::run_shift(block_peak, peak_bits(&x[r * RUN..(r + 1) * RUN])));
+    let inverse = |i: usize| 127.0 / peak * (1u32 << shifts[i / RUN]) as f32;
+    let codes = std::array::from_fn(|i| (x[i] * inverse(i)).round_ties_even() as i8);
+    QuantisedBlock { codes, shifts, scale: quant::activation_scale(peak) }
+}
+
 /// `y = x · wᵀ + bias`.
 ///
 /// Dense weights: sums in f32, one weight after the other; bf16 weights round the activation to bf16 first.
-/// Quantised weights: activations become signed bytes with a scale a run of 32, dot products are exact integers.
+/// Quantised weights: activations become signed bytes with a scale a run of 32, or a block of 256 in the K formats; dot
+/// products are exact integers.
 pub fn linear(x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
+    each_output(x, w, bias, y, |x, row| {
+        if w.format.has_long_blocks() {
+            dot_blocks(x, w.format, row)
+        } else if w.format.is_quantised() {
+            dot_runs(x, w.format, row)
+        } else {
+            dot(x, w, row)
+        }
+    });
+}
+
+/// As [`linear`] with quantised weights on a GPU, where activations have a scale a run of 32 in every format.
+pub fn linear_by_runs(x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
+    each_output(x, w, bias, y, |x, row| dot_runs(x, w.format, row));
+}
+
+fn each_output(x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32], dot: impl Fn(&[f32], &[u8]) -> f32) {
     let row_bytes = w.bytes.len() / w.rows.max(1);
     for (x, y) in x.chunks_exact(w.cols).zip(y.chunks_exact_mut(w.rows.max(1))) {
         for (r, y) in y.iter_mut().enumerate() {
             let row = &w.bytes[r * row_bytes..(r + 1) * row_bytes];
-            let sum = if w.format.is_quantised() { dot_quantised(x, w.format, row) } else { dot(x, w, row) };
+            let sum = dot(x, row);
             *y = bias.map_or(sum, |b| sum + b[r]);
         }
     }
@@ -79,7 +127,39 @@ fn dot(x: &[f32], w: &Matrix, row: &[u8]) -> f32 {
     x.zip(weights).fold(0.0, |sum, (x, w)| x.mul_add(w, sum))
 }
 
-fn dot_quantised(x: &[f32], format: WeightFormat, row: &[u8]) -> f32 {
+/// One running sum a block in units of the activations' scale, then one over the blocks.
+fn dot_blocks(x: &[f32], format: WeightFormat, row: &[u8]) -> f32 {
+    let mut sum = 0.0f32;
+    for (block, x) in x.chunks_exact(BLOCK).enumerate() {
+        let x = quantise_block(x);
+        let (mut in_block, mut minima, mut d_min) = (0.0f32, 0i32, 0.0);
+        for (r, codes) in x.codes.as_chunks::<RUN>().0.iter().enumerate() {
+            let raw = RawCodes::of(format, row, block * RUNS_PER_BLOCK + r);
+            let w = raw.decoded(format);
+            let product = |i: usize| i32::from(codes[i]) * (i32::from(w.q[i]) - i32::from(w.offset));
+            let shifted = |part: i32| part as f32 / (1u32 << x.shifts[r]) as f32;
+            if format == WeightFormat::Q6K {
+                for (half, scale) in w.scale.iter().enumerate() {
+                    let part: i32 = (16 * half..16 * (half + 1)).map(product).sum();
+                    in_block = shifted(part).mul_add(*scale, in_block);
+                }
+            } else {
+                let part: i32 = (0..RUN).map(product).sum();
+                in_block = shifted(part).mul_add(w.scale[0], in_block);
+                let x_sum: i32 = codes.iter().map(|&v| i32::from(v)).sum();
+                minima += i32::from(raw.min) * quant::quarters(x_sum, x.shifts[r]);
+                d_min = raw.d_min.to_f32();
+            }
+        }
+        if format != WeightFormat::Q6K {
+            in_block = (-0.25 * d_min).mul_add(minima as f32, in_block);
+        }
+        sum = in_block.mul_add(x.scale, sum);
+    }
+    sum
+}
+
+fn dot_runs(x: &[f32], format: WeightFormat, row: &[u8]) -> f32 {
     let mut sum = 0.0f32;
     for (run, x) in x.chunks_exact(RUN).enumerate() {
         let (x, x_scale) = quantise_run(x);

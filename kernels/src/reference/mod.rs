@@ -6,4 +6,7 @@ mod draw;
 mod layers;
 
 pub use draw::{Drawing, draw, log_softmax, ranked, uniform};
-pub use layers::{Matrix, add, linear, paged_attention, quantise_run, rms_norm, rope_store, silu_mul};
+pub use layers::{
+    Matrix, QuantisedBlock, add, linear, linear_by_runs, paged_attention, quantise_block, quantise_run, rms_norm,
+    rope_store, silu_mul,
+};

@@ -26,7 +26,7 @@ fn product<T: Activation>(format: WeightFormat, rows: usize, outputs: usize, blo
     let dense: Vec<f32> = plain.chunks(x_stride).flat_map(|row| &row[..inputs]).copied().collect();
     let mut wanted = vec![f32::NAN; rows * outputs];
     let weights = reference::Matrix { format, rows: outputs, cols: inputs, bytes: &bytes };
-    reference::linear(&dense, &weights, None, &mut wanted);
+    reference::linear_by_runs(&dense, &weights, None, &mut wanted);
     let got = y.read().unwrap();
     let mut own = Vec::new();
     for row in got.chunks(y_stride) {

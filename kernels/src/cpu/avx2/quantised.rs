@@ -5,7 +5,7 @@ use crate::WeightFormat;
 use crate::cpu::tile::{LIFT, RUN_WORDS};
 use crate::cpu::{Out, TileInput};
 use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
-use crate::quant::RUN;
+use crate::quant::{RUN, RUNS_PER_BLOCK};
 use std::arch::x86_64::*;
 
 /// Thirty-two inputs of eight outputs: eight registers of unsigned codes.
@@ -16,8 +16,6 @@ pub(super) struct Scales {
     first: __m256,
     /// Of the second sixteen inputs; the same as `first` except in `Q6K`.
     second: __m256,
-    /// Only in `Q4K` and `Q5K`.
-    min: __m256,
 }
 
 /// One quantised weight format, as a number so that it can be a constant parameter.
@@ -124,15 +122,14 @@ unsafe fn scales<const F: u8>(scales: *const u8, run: usize, half: usize) -> Sca
         match format(F) {
             WeightFormat::Q4K | WeightFormat::Q5K => {
                 let first = _mm256_mul_ps(d, eight_bytes(block.add(K_SCALES_AT + sub * 16 + 8 * half)));
-                let min = eight_bytes(block.add(K_MINS_AT + sub * 16 + 8 * half));
-                Scales { first, second: first, min: _mm256_mul_ps(eight_halves(block.add(32 + 16 * half)), min) }
+                Scales { first, second: first }
             }
             WeightFormat::Q6K => {
                 let at = block.add(Q6K_SCALES_AT + sub * 32 + 8 * half);
                 let (first, second) = (eight_signed_bytes(at), eight_signed_bytes(at.add(16)));
-                Scales { first: _mm256_mul_ps(d, first), second: _mm256_mul_ps(d, second), min: d }
+                Scales { first: _mm256_mul_ps(d, first), second: _mm256_mul_ps(d, second) }
             }
-            _ => Scales { first: d, second: d, min: d },
+            _ => Scales { first: d, second: d },
         }
     }
 }
@@ -150,15 +147,32 @@ pub(super) unsafe fn tile<const F: u8, const M: usize>(input: &TileInput, out: &
         let runs = input.cols / RUN;
         let all_scales = input.panel.add(runs * layout.code_bytes);
         let mut acc = [[_mm256_setzero_ps(); 2]; M];
+        // Where the sums of a block are until they are scaled; runs with scales of their own are added at once.
+        let mut in_block = acc;
         for run in 0..runs {
             let at = input.panel.add(run * layout.code_bytes);
             let x = input.x.add(run * RUN_WORDS * M);
             for half in 0..2 {
                 let w = codes::<F>(at.add(32 * half));
                 let scale = scales::<F>(all_scales, run, half);
-                for (m, sums) in acc.iter_mut().enumerate() {
-                    sums[half] = add_run::<F, M>(sums[half], &w, &scale, x.add(m));
+                for m in 0..M {
+                    if const { format(F).has_long_blocks() } {
+                        in_block[m][half] = add_lifted::<F, M>(in_block[m][half], &w, &scale, x.add(m));
+                    } else {
+                        acc[m][half] = add_run::<F, M>(acc[m][half], &w, &scale, x.add(m));
+                    }
                 }
+            }
+            if const { format(F).has_long_blocks() } && run % RUNS_PER_BLOCK == RUNS_PER_BLOCK - 1 {
+                let block = all_scales.add(run / RUNS_PER_BLOCK * layout.scale_bytes);
+                let x = x.sub((RUNS_PER_BLOCK - 1) * RUN_WORDS * M);
+                for half in 0..2 {
+                    for m in 0..M {
+                        let sum = subtract_minima::<F, M>(in_block[m][half], block, half, x.add(m));
+                        acc[m][half] = _mm256_fmadd_ps(sum, float::<M>(x.add(m), 8), acc[m][half]);
+                    }
+                }
+                in_block = [[_mm256_setzero_ps(); 2]; M];
             }
         }
         for (m, sums) in acc.iter().enumerate() {
@@ -170,7 +184,27 @@ pub(super) unsafe fn tile<const F: u8, const M: usize>(input: &TileInput, out: &
     }
 }
 
-/// Adds one run of one row. `x`: the row's first word of the run, words `M` apart.
+/// Word `i` of a row among `M`, in all lanes.
+///
+/// # Safety
+/// AVX2; `x` has the word.
+#[inline(always)]
+unsafe fn word<const M: usize>(x: *const u32, i: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_set1_epi32(x.add(i * M).cast::<i32>().read()) }
+}
+
+/// The same as a float.
+///
+/// # Safety
+/// As [`word`].
+#[inline(always)]
+unsafe fn float<const M: usize>(x: *const u32, i: usize) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_castsi256_ps(word::<M>(x, i)) }
+}
+
+/// Adds one run of one row with a scale of its own. `x`: the row's first word of the run, words `M` apart.
 ///
 /// # Safety
 /// AVX2 and FMA; `x` has `RUN_WORDS` words.
@@ -178,25 +212,64 @@ pub(super) unsafe fn tile<const F: u8, const M: usize>(input: &TileInput, out: &
 unsafe fn add_run<const F: u8, const M: usize>(sum: __m256, w: &Run, scale: &Scales, x: *const u32) -> __m256 {
     // SAFETY: the caller's promise.
     unsafe {
-        let float = |i: usize| _mm256_set1_ps(x.add(i * M).cast::<f32>().read());
-        // The lift is for 512-bit kernels; here it comes off first.
-        let start = |i: usize| {
-            let lifted = x.add(i * M).cast::<i32>().read();
-            _mm256_set1_epi32(lifted.wrapping_sub(LIFT.to_bits().cast_signed()))
-        };
-        let scaled = |dot: __m256i| _mm256_mul_ps(_mm256_cvtepi32_ps(dot), float(8));
-        if matches!(format(F), WeightFormat::Q6K) {
-            let first = _mm256_add_epi32(start(10), dot::<F, M>(w, x, 0..4));
-            let second = _mm256_add_epi32(start(11), dot::<F, M>(w, x, 4..8));
-            let sum = _mm256_fmadd_ps(scaled(first), scale.first, sum);
-            return _mm256_fmadd_ps(scaled(second), scale.second, sum);
-        }
         let mut dot = dot::<F, M>(w, x, 0..8);
         if F == Q4_0 {
-            dot = _mm256_add_epi32(dot, start(10));
+            // The lift is for 512-bit kernels; here it comes off first.
+            let lift = _mm256_set1_epi32(LIFT.to_bits().cast_signed());
+            dot = _mm256_add_epi32(dot, _mm256_sub_epi32(word::<M>(x, 10), lift));
         }
-        let sum = _mm256_fmadd_ps(scaled(dot), scale.first, sum);
-        if F == Q4K || F == Q5K { _mm256_fnmadd_ps(scale.min, float(10), sum) } else { sum }
+        _mm256_fmadd_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(dot), float::<M>(x, 8)), scale.first, sum)
+    }
+}
+
+/// Adds one run of one row to the sum of its block. The lift says how much finer the run is than the block.
+///
+/// # Safety
+/// As [`add_run`].
+#[inline(always)]
+unsafe fn add_lifted<const F: u8, const M: usize>(sum: __m256, w: &Run, scale: &Scales, x: *const u32) -> __m256 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let lift = float::<M>(x, 9);
+        if matches!(format(F), WeightFormat::Q6K) {
+            let first = _mm256_add_epi32(word::<M>(x, 10), dot::<F, M>(w, x, 0..4));
+            let second = _mm256_add_epi32(word::<M>(x, 11), dot::<F, M>(w, x, 4..8));
+            let sum = _mm256_fmadd_ps(_mm256_sub_ps(_mm256_castsi256_ps(first), lift), scale.first, sum);
+            return _mm256_fmadd_ps(_mm256_sub_ps(_mm256_castsi256_ps(second), lift), scale.second, sum);
+        }
+        let dot = _mm256_add_epi32(word::<M>(x, 9), dot::<F, M>(w, x, 0..8));
+        _mm256_fmadd_ps(_mm256_sub_ps(_mm256_castsi256_ps(dot), lift), scale.first, sum)
+    }
+}
+
+/// Takes the minima of a block off its sum. `x`: the row's first word of the block, words `M` apart.
+///
+/// # Safety
+/// AVX2, FMA and F16C; `block` has the scales of a block, `x` has `RUN_WORDS` words for each of its runs.
+#[inline(always)]
+unsafe fn subtract_minima<const F: u8, const M: usize>(
+    sum: __m256,
+    block: *const u8,
+    half: usize,
+    x: *const u32,
+) -> __m256 {
+    if F != Q4K && F != Q5K {
+        return sum;
+    }
+    // SAFETY: the caller's promise; the offsets are those of `panels`.
+    unsafe {
+        let ones = _mm256_set1_epi16(1);
+        let scale = _mm256_mul_ps(eight_halves(block.add(32 + 16 * half)), _mm256_set1_ps(0.25));
+        let mut parts = [_mm256_setzero_si256(); 2];
+        for (i, part) in parts.iter_mut().enumerate() {
+            for four in 0..2 {
+                let minima = _mm256_loadu_si256(block.add(K_MINS_AT + 64 * four + 32 * half).cast());
+                let products = _mm256_maddubs_epi16(minima, word::<M>(x, (2 * i + four) * RUN_WORDS + 10));
+                *part = _mm256_add_epi32(*part, _mm256_madd_epi16(products, ones));
+            }
+        }
+        let all = _mm256_add_epi32(_mm256_slli_epi32::<7>(parts[0]), parts[1]);
+        _mm256_fnmadd_ps(scale, _mm256_cvtepi32_ps(all), sum)
     }
 }
 

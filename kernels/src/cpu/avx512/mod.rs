@@ -1,6 +1,8 @@
 //! AVX-512 kernels: sixteen outputs a register.
 
 mod activations;
+mod blocks;
+mod codes;
 mod dense;
 mod quantised;
 mod select;

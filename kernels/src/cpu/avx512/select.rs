@@ -1,7 +1,9 @@
 //! The table of AVX-512 kernels: which function for which format and row count.
 
+use super::blocks::{self, Blocks};
+use super::codes::{Codes, Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use super::dense::{self, Bf16Dot, Bf16Single, Bf16Wide, F16, F32, Weights};
-use super::quantised::{self, Format, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+use super::quantised;
 use crate::WeightFormat;
 use crate::cpu::tile::{TileFn, XPacking};
 use crate::cpu::{Kernel, Out, StridedTile, TileInput};
@@ -25,9 +27,9 @@ pub(in crate::cpu) fn kernel(format: WeightFormat, dots_bf16: bool) -> Kernel {
         WeightFormat::Bf16 => (dense_tile::<Bf16Wide>, XPacking::Bf16AsF32),
         WeightFormat::Q8_0 => (quant_tile::<Q8_0>, XPacking::Bytes),
         WeightFormat::Q4_0 => (quant_tile::<Q4_0>, XPacking::Bytes),
-        WeightFormat::Q4K => (quant_tile::<Q4K>, XPacking::Bytes),
-        WeightFormat::Q5K => (quant_tile::<Q5K>, XPacking::Bytes),
-        WeightFormat::Q6K => (quant_tile::<Q6K>, XPacking::Bytes),
+        WeightFormat::Q4K => (block_tile::<Q4K>, XPacking::Bytes),
+        WeightFormat::Q5K => (block_tile::<Q5K>, XPacking::Bytes),
+        WeightFormat::Q6K => (block_tile::<Q6K>, XPacking::Bytes),
     };
     if format.is_quantised() {
         return Kernel { tile, packing, row_counts: QUANT_ROW_COUNTS, two_panels_up_to: 0 };
@@ -77,7 +79,7 @@ unsafe fn dense_rows<W: Weights>(input: &TileInput, out: &Out) {
 /// # Safety
 /// As [`TileFn`].
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn quant_tile<F: Format>(input: &TileInput, out: &Out) {
+unsafe fn quant_tile<F: Codes>(input: &TileInput, out: &Out) {
     // SAFETY: the caller's promise; the features are enabled.
     unsafe {
         match input.m {
@@ -90,6 +92,27 @@ unsafe fn quant_tile<F: Format>(input: &TileInput, out: &Out) {
             10 => quantised::tile::<F, 10>(input, out),
             11 => quantised::tile::<F, 11>(input, out),
             12 => quantised::tile::<F, 12>(input, out),
+            _ => unreachable!("not one of the row counts"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`TileFn`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn block_tile<F: Blocks>(input: &TileInput, out: &Out) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe {
+        match input.m {
+            1 => blocks::tile::<F, 1>(input, out),
+            2 => blocks::tile::<F, 2>(input, out),
+            3 => blocks::tile::<F, 3>(input, out),
+            4 => blocks::tile::<F, 4>(input, out),
+            6 => blocks::tile::<F, 6>(input, out),
+            8 => blocks::tile::<F, 8>(input, out),
+            10 => blocks::tile::<F, 10>(input, out),
+            11 => blocks::tile::<F, 11>(input, out),
+            12 => blocks::tile::<F, 12>(input, out),
             _ => unreachable!("not one of the row counts"),
         }
     }
