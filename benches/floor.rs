@@ -7,14 +7,14 @@
 //! The floor of a decode step: the weights at the speed of memory or their products at the peak of the dot product of
 //! their format, whichever takes longer, and the keys and values at the speed of memory. The floor of a prompt: those
 //! products, and attention at the peak of bf16 or f32, whichever is higher here. Peaks are measured in the same run.
-//! Words choose the lines whose names begin with them.
+//! Words choose the lines whose names begin with them; `--level avx512` takes slower instructions than the machine has.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use millgate_kernels::{Pool, WeightFormat};
+use millgate_kernels::{Level, Pool, WeightFormat};
 use millgate_models::{
     Batch, Checkpoint, Device, GpuReserve, KvDtypeChoice, LoadOptions, Model, Silent, Source, Summary,
 };
@@ -42,11 +42,17 @@ const STREAMS: [usize; 4] = [1, 8, 16, 32];
 const LENGTHS: [usize; 2] = [512, 4_096];
 
 fn main() -> Result<()> {
-    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with("--"));
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let level = match arguments.iter().position(|word| word == "--level") {
+        Some(at) => named(&arguments.drain(at..(at + 2).min(arguments.len())).collect::<Vec<_>>())?,
+        None => Level::of_this_machine(),
+    };
+    let mut words = arguments.into_iter().filter(|word| !word.starts_with("--"));
     let model = words.next().context("usage: cargo bench --bench floor -- MODEL [\"decode 8\" \"prefill 512\" …]")?;
     let wanted: Vec<String> = words.collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|word| name.starts_with(word.as_str()));
-    let pool = Arc::new(Pool::for_this_machine());
+    let threads = Pool::for_this_machine().threads();
+    let pool = Arc::new(Pool::with_level(threads, level).with_context(|| format!("this machine has no {level:?}"))?);
     let peaks = Peaks::measure(&pool);
     println!(
         "{:?}, {} threads: read {:.1} GB/s, f32 {:.0}, bf16 dot {:.0}, bf16 tiles {:.0} GFLOP/s, int8 dot {:.0} GOP/s",
@@ -81,6 +87,13 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The level that `--level NAME` names.
+fn named(flag: &[String]) -> Result<Level> {
+    let name = flag.last().map_or("", String::as_str);
+    let level = Level::ALL.into_iter().find(|level| format!("{level:?}").eq_ignore_ascii_case(name));
+    level.with_context(|| format!("--level {name}: one of {:?}", Level::ALL))
 }
 
 fn options(pool: Arc<Pool>) -> LoadOptions {
@@ -146,8 +159,8 @@ impl Floor {
             kv_bytes: summary.kv_bytes_per_token as f64 / 1e9,
             attention: 4.0 * (query * summary.num_layers) as f64 / 1e9,
             read: peaks.read,
-            products,
-            attention_peak: peaks.f32.max(peaks.bf16),
+            products: known(products),
+            attention_peak: known(peaks.f32.max(peaks.bf16)),
         }
     }
 
@@ -165,6 +178,11 @@ impl Floor {
         let pairs = tokens as f64 * (tokens + 1) as f64 / 2.0;
         Duration::from_secs_f64(products + pairs * self.attention / self.attention_peak)
     }
+}
+
+/// A peak nobody measures on this level limits nothing.
+fn known(peak: f64) -> f64 {
+    if peak > 0.0 { peak } else { f64::INFINITY }
 }
 
 /// Times of decode steps of this many streams.
