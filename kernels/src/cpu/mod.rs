@@ -16,4 +16,4 @@ mod tile;
 pub(crate) use activations::{ActivationRows, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
-pub(crate) use tile::{Ahead, Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};
+pub(crate) use tile::{Ahead, CACHE_LINE, Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};

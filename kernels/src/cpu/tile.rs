@@ -6,6 +6,8 @@
 use super::{Level, scalar};
 use crate::WeightFormat;
 use crate::kv::KvDtype;
+#[cfg(target_arch = "x86_64")]
+use crate::quant::RUN;
 
 /// How activations are laid out for a kernel. A tile holds `m` rows side by side, so that one step reads `m` words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +88,20 @@ pub(crate) struct Ahead {
     pub(crate) lines_per_run: usize,
 }
 
+/// Bytes that come from memory together.
+pub(crate) const CACHE_LINE: usize = 64;
+
 impl Ahead {
     /// Nothing.
     pub(crate) const NONE: Self = Self { at: std::ptr::null(), lines_per_run: 0 };
+
+    /// How far to go with every step of `inputs` inputs, for kernels that fetch a line a step: less than a line where
+    /// several steps share one.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn bytes_per_step(&self, inputs: usize) -> usize {
+        self.lines_per_run * CACHE_LINE * inputs / RUN
+    }
 }
 
 /// Where a kernel writes.

@@ -2,17 +2,15 @@
 
 use super::product::{CACHED_WEIGHT_BYTES, PARTS_A_THREAD, Target};
 use super::rows::{RowCut, Tiles};
-use crate::cpu::{Ahead, Kernel, Out, TileInput};
+use crate::cpu::{Ahead, CACHE_LINE, Kernel, Out, TileInput};
 use crate::panels::panel_rows;
 use crate::quant::RUN;
 use crate::{PackedMatrix, Pool};
 use std::ops::Range;
 
-/// Bytes that come from memory together.
-const CACHE_LINE: usize = 64;
 /// Up to this many tiles of rows the next weights are fetched meanwhile.
 const FEW_TILES: usize = 4;
-/// Bytes of one dense panel to be used before going on to the next tile of rows.
+/// Bytes of one dense panel to be used, at most, before going on to the next tile of rows.
 const CACHED_PANEL_BYTES: usize = 128 << 10;
 
 /// Multiplies laid-out `tiles` of rows with all panels.
@@ -26,14 +24,7 @@ pub(super) fn multiply(
     let num_panels = w.rows().div_ceil(panel_rows(w.format()));
     let span = inputs_at_a_time(w, cut.num_tiles());
     let balanced = num_panels.div_ceil(pool.threads() * PARTS_A_THREAD);
-    let panels_per_group = if cut.num_tiles() == 1 {
-        balanced
-    } else {
-        let bytes = w.panel_bytes() / w.cols().div_ceil(span);
-        balanced.min((group_bytes(w, tiles, cut) / bytes.max(1)).max(1))
-    };
-    // Even, so that two panels can be taken at once.
-    let panels_per_group = panels_per_group.max(1).next_multiple_of(2);
+    let panels_per_group = panels_per_group(tiles, cut, w, (span, balanced));
     let panels_per_part = balanced.next_multiple_of(panels_per_group);
     let product = Product { kernel, cut, tiles, w, span, target };
     pool.run(num_panels.div_ceil(panels_per_part), &|part| {
@@ -49,13 +40,29 @@ pub(super) fn multiply(
 
 /// Whether arithmetic and memory take about as long, so that they had better work at the same time: with one tile of rows
 /// weights are used as they come, with many the wait for them hardly counts.
-fn fetches_ahead(w: &PackedMatrix, cut: &RowCut) -> bool {
-    w.format().is_quantised() && (2..=FEW_TILES).contains(&cut.num_tiles())
+fn fetches_ahead(cut: &RowCut) -> bool {
+    (2..=FEW_TILES).contains(&cut.num_tiles())
+}
+
+/// Panels to pass all rows over before going on to the next; `balanced`: what gives every part as much.
+fn panels_per_group(tiles: &Tiles, cut: &RowCut, w: &PackedMatrix, (span, balanced): (usize, usize)) -> usize {
+    if fetches_ahead(cut) && !w.format().is_quantised() {
+        // Dense panels are large, and the first of all, which nobody fetched ahead, had better be over soon.
+        return 1;
+    }
+    let panels = if cut.num_tiles() == 1 {
+        balanced
+    } else {
+        let bytes = w.panel_bytes() / w.cols().div_ceil(span);
+        balanced.min((group_bytes(tiles, cut) / bytes.max(1)).max(1))
+    };
+    // Even, so that two panels can be taken at once.
+    panels.max(1).next_multiple_of(2)
 }
 
 /// Bytes of weights to pass all rows over before going on to the next.
-fn group_bytes(w: &PackedMatrix, tiles: &Tiles, cut: &RowCut) -> usize {
-    if !fetches_ahead(w, cut) {
+fn group_bytes(tiles: &Tiles, cut: &RowCut) -> usize {
+    if !fetches_ahead(cut) {
         return CACHED_WEIGHT_BYTES;
     }
     // Weights come from the second-level cache once a tile of rows, rows once a group: small when the rows are few, so that
@@ -80,6 +87,8 @@ impl Product<'_> {
         let height = panel_rows(w.format());
         for from in (0..w.cols()).step_by(self.span) {
             let to = (from + self.span).min(w.cols());
+            let coming = self.coming(to, &group, &next);
+            let calls = cut.num_tiles() * group.len();
             for tile in 0..cut.num_tiles() {
                 let (first, rows) = cut.tile(tile);
                 let m = kernel.row_count_for(rows);
@@ -95,7 +104,7 @@ impl Product<'_> {
                         cols: w.cols(),
                         from,
                         to,
-                        ahead: self.ahead(tile * group.len() + panel - group.start, &group, &next),
+                        ahead: self.ahead((tile * group.len() + panel - group.start, calls), to - from, &coming),
                     };
                     let output = panel * height;
                     let is_last = to == w.cols();
@@ -116,19 +125,31 @@ impl Product<'_> {
         }
     }
 
-    /// What call `call` of a group's fetches for the next group: every call its share.
-    fn ahead(&self, call: usize, group: &Range<usize>, next: &Range<usize>) -> Ahead {
-        if !fetches_ahead(self.w, self.cut) {
+    /// The bytes of weights that follow once all rows have passed over the inputs of `group` up to `to`.
+    fn coming(&self, to: usize, group: &Range<usize>, next: &Range<usize>) -> Range<usize> {
+        let panel_bytes = self.w.panel_bytes();
+        let bytes_per_span = panel_bytes / self.w.cols().div_ceil(self.span);
+        // Only groups of one panel stop on their way, so what follows there follows in memory, too.
+        let (at, panels) = if to < self.w.cols() {
+            (group.start * panel_bytes + panel_bytes / self.w.cols() * to, group.len())
+        } else {
+            (next.start * panel_bytes, next.len())
+        };
+        at..at + panels * bytes_per_span
+    }
+
+    /// What call `call` of `calls`, for `inputs` inputs, fetches of the bytes that are coming: every call its share.
+    fn ahead(&self, (call, calls): (usize, usize), inputs: usize, coming: &Range<usize>) -> Ahead {
+        if !fetches_ahead(self.cut) {
             return Ahead::NONE;
         }
-        let (runs, calls) = (self.w.cols() / RUN, self.cut.num_tiles() * group.len());
-        let bytes = next.len() * self.w.panel_bytes();
-        let lines_per_run = bytes.div_ceil(CACHE_LINE * calls * runs);
+        let runs = inputs.div_ceil(RUN);
+        let lines_per_run = coming.len().div_ceil(CACHE_LINE * calls * runs);
         let done = call * lines_per_run * runs * CACHE_LINE;
-        if done >= bytes {
+        if done >= coming.len() {
             return Ahead::NONE;
         }
-        Ahead { at: self.w.panels()[next.start * self.w.panel_bytes() + done..].as_ptr(), lines_per_run }
+        Ahead { at: self.w.panels().as_ptr().wrapping_add(coming.start + done), lines_per_run }
     }
 }
 
@@ -137,6 +158,6 @@ fn inputs_at_a_time(w: &PackedMatrix, num_tiles: usize) -> usize {
     if num_tiles == 1 || w.format().is_quantised() {
         return w.cols();
     }
-    let bytes_per_input = w.panel_bytes() / w.cols();
-    (CACHED_PANEL_BYTES / bytes_per_input.max(1)).next_multiple_of(2).min(w.cols())
+    // Even pieces: while one is multiplied, the next is fetched.
+    w.cols().div_ceil(w.panel_bytes().div_ceil(CACHED_PANEL_BYTES)).next_multiple_of(RUN).min(w.cols())
 }

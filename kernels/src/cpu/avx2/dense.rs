@@ -123,7 +123,12 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
         let steps = input.from / W::INPUTS..input.to.div_ceil(W::INPUTS);
         let mut w = input.panel.add((4 * steps.start + first) * W::BYTES);
         let mut x = input.x.cast::<f32>().add(steps.start * W::INPUTS * M);
+        let ahead_step = input.ahead.bytes_per_step(W::INPUTS);
+        // Once a panel. Nothing to fetch: some address that costs nothing.
+        let mut ahead = if ahead_step == 0 || first > 0 { w } else { input.ahead.at };
         for _ in steps {
+            _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+            ahead = ahead.wrapping_add(ahead_step);
             // A loop, not `from_fn`: closures lack the caller's instruction set, and calls to single intrinsics cost
             // more than the products.
             let mut loaded = [W::load(w); V];

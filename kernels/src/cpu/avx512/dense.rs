@@ -156,7 +156,15 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
         let last = input.to.div_ceil(W::INPUTS);
         let mut w = input.panel.add(first * 2 * W::BYTES);
         let mut x = input.x.add(first * W::WORDS * M);
+        let ahead_step = input.ahead.bytes_per_step(W::INPUTS);
+        // Nothing to fetch: some address that costs nothing.
+        let mut ahead = if ahead_step == 0 { w } else { input.ahead.at };
         for _ in first..last {
+            // Two panels at once are for few rows, whose weights are used as they come.
+            if V == 2 {
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                ahead = ahead.wrapping_add(ahead_step);
+            }
             for v in 0..V {
                 let ahead = w.wrapping_add(v / 2 * input.panel_bytes + v % 2 * W::BYTES + PREFETCH_BYTES);
                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
