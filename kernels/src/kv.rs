@@ -3,11 +3,13 @@
 //! The layers of a model lie in one stretch of memory, block by block and inside a block layer by layer: what a sequence
 //! takes is the memory of its own blocks, not a page of every layer.
 //!
-//! Keys of a block and head lie as `[head_dim][32]`, so that 32 scores are computed side by side; values as
-//! `[32][head_dim]`, so that their weighted sum is.
+//! A block of one head is made of words of four bytes: one f32 or two bf16, which are then multiplied as a pair or widened
+//! by a shift each. Keys lie as `[head_dim][32]`, so that 32 scores are computed side by side; a word holds the same token's
+//! neighbouring elements. Values lie in panels of 32 columns (the last may have fewer), `[32][columns]`, so that their
+//! weighted sum is computed 32 columns at a time; a word holds neighbouring tokens' elements of one column.
 
-use crate::cpu::by_level;
 use crate::cpu::lanes::to_bf16;
+use crate::cpu::{bf16_pair, by_level};
 use crate::error::expect_below;
 use crate::memory::HugeBuffer;
 use crate::share::Shared;
@@ -17,6 +19,10 @@ use std::sync::Arc;
 
 /// Tokens of one cache block.
 pub const BLOCK_TOKENS: usize = 32;
+/// Columns of one panel of values.
+pub(crate) const PANEL_COLUMNS: usize = 32;
+/// Bytes of one element of f32, or of two of bf16.
+pub(crate) const WORD_BYTES: usize = 4;
 /// A slot that is never written.
 pub const PAD_SLOT: u32 = u32::MAX;
 
@@ -36,6 +42,11 @@ impl KvDtype {
             Self::F32 => 4,
             Self::Bf16 => 2,
         }
+    }
+
+    /// Elements of one word.
+    pub(crate) fn per_word(self) -> usize {
+        WORD_BYTES / self.bytes()
     }
 }
 
@@ -136,7 +147,7 @@ impl KvLayer {
         Ok(())
     }
 
-    /// Keys `[head_dim][32]` and values `[32][head_dim]` of one block and head, as stored.
+    /// Keys and values of one block and head, as stored.
     pub(crate) fn block(&self, block: usize, head: usize) -> (&[u8], &[u8]) {
         assert!(block < self.num_blocks && head < self.shape.kv_heads, "a block and a head of this layer");
         let size = self.shape.head_bytes();
@@ -163,9 +174,13 @@ impl KvLayer {
     pub fn read(&self, slot: usize, head: usize, key: &mut [f32], value: &mut [f32]) {
         let (keys, values) = self.block(slot / BLOCK_TOKENS, head);
         let token = slot % BLOCK_TOKENS;
-        for i in 0..self.shape.head_dim {
-            key[i] = self.element(keys, i * BLOCK_TOKENS + token);
-            value[i] = self.element(values, token * self.shape.head_dim + i);
+        let (dim, per_word) = (self.shape.head_dim, self.shape.dtype.per_word());
+        for i in 0..dim {
+            key[i] = self.element(keys, (i / per_word * BLOCK_TOKENS + token) * per_word + i % per_word);
+            let panel = i - i % PANEL_COLUMNS;
+            let columns = PANEL_COLUMNS.min(dim - panel);
+            let word = token / per_word * columns + i - panel;
+            value[i] = self.element(values, panel * BLOCK_TOKENS + word * per_word + token % per_word);
         }
     }
 
@@ -213,27 +228,46 @@ by_level! {
 #[inline(always)]
 fn store_inline(dtype: KvDtype, token: usize, block: (&mut [u8], &mut [u8]), vectors: (&[f32], &[f32])) {
     match dtype {
-        KvDtype::F32 => place(token, block, vectors, f32::to_ne_bytes),
-        KvDtype::Bf16 => place(token, block, vectors, |v| to_bf16(v).to_ne_bytes()),
+        KvDtype::F32 => {
+            place_key(token, block.0, vectors.0, |[element]: &[f32; 1]| element.to_bits());
+            place_value::<1>(token, block.1, vectors.1, |_, element| element.to_bits());
+        }
+        KvDtype::Bf16 => {
+            place_key(token, block.0, vectors.0, |[a, b]: &[f32; 2]| bf16_pair(*a, *b));
+            // The other half of a word is another token's.
+            let shift = token % 2 * 16;
+            let others = 0xffff_0000u32.rotate_left(shift as u32);
+            let joined = |word: u32, element: f32| word & others | u32::from(to_bf16(element)) << shift;
+            place_value::<2>(token, block.1, vectors.1, joined);
+        }
     }
 }
 
+/// Stores a key whose words hold `N` elements.
 #[inline(always)]
-fn place<const N: usize>(
-    token: usize,
-    (keys, values): (&mut [u8], &mut [u8]),
-    (key, value): (&[f32], &[f32]),
-    stored: impl Fn(f32) -> [u8; N],
-) {
-    /// Elements that are rounded together before each goes to a line of its own; divides every `head_dim`.
-    const TOGETHER: usize = 8;
-    let keys = &mut keys.as_chunks_mut::<N>().0[token..];
-    for (cells, elements) in keys.chunks_mut(TOGETHER * BLOCK_TOKENS).zip(key.as_chunks::<TOGETHER>().0) {
-        for (cell, element) in cells.iter_mut().step_by(BLOCK_TOKENS).zip(elements.map(&stored)) {
-            *cell = element;
+fn place_key<const N: usize>(token: usize, keys: &mut [u8], key: &[f32], word: impl Fn(&[f32; N]) -> u32) {
+    /// Words that are made together before each goes to a line of its own; divides those of every `head_dim`.
+    const TOGETHER: usize = 4;
+    let (cells, _) = keys.as_chunks_mut::<WORD_BYTES>();
+    let (elements, _) = key.as_chunks::<N>();
+    for (cells, elements) in cells.chunks_mut(TOGETHER * BLOCK_TOKENS).zip(elements.as_chunks::<TOGETHER>().0) {
+        let mut words = [0; TOGETHER];
+        for (word_of, elements) in words.iter_mut().zip(elements) {
+            *word_of = word(elements);
+        }
+        for (cell, word) in cells[token..].iter_mut().step_by(BLOCK_TOKENS).zip(words) {
+            *cell = word.to_ne_bytes();
         }
     }
-    for (cell, &v) in values.as_chunks_mut().0[token * value.len()..].iter_mut().zip(value) {
-        *cell = stored(v);
+}
+
+/// Stores a value where words hold the elements of `N` tokens; `word` makes one from what it was.
+#[inline(always)]
+fn place_value<const N: usize>(token: usize, values: &mut [u8], value: &[f32], word: impl Fn(u32, f32) -> u32) {
+    let (cells, _) = values.as_chunks_mut::<WORD_BYTES>();
+    for (panel, value) in cells.chunks_mut(PANEL_COLUMNS * BLOCK_TOKENS / N).zip(value.chunks(PANEL_COLUMNS)) {
+        for (cell, element) in panel[token / N * value.len()..].iter_mut().zip(value) {
+            *cell = word(u32::from_ne_bytes(*cell), *element).to_ne_bytes();
+        }
     }
 }

@@ -67,10 +67,20 @@ pub(crate) unsafe trait Plain {}
 unsafe impl Plain for crate::cpu::amx::Sums {}
 // SAFETY: a plain number of 1 byte.
 unsafe impl Plain for u8 {}
+// SAFETY: a plain number of 2 bytes.
+unsafe impl Plain for u16 {}
 // SAFETY: a plain number of 4 bytes.
 unsafe impl Plain for u32 {}
 // SAFETY: a plain number of 4 bytes.
 unsafe impl Plain for f32 {}
+
+/// The memory of floats as other numbers.
+pub(crate) fn as_numbers<T: Plain>(floats: &mut [f32]) -> &mut [T] {
+    const { assert!(align_of::<T>() <= align_of::<f32>(), "floats lie where such a number may") };
+    let len = size_of_val(floats) / size_of::<T>();
+    // SAFETY: the same bytes, borrowed exclusively for as long; any bits are a `T`, and any bits are a float.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), len) }
+}
 
 /// Numbers on cache lines that a thread keeps between calls, so that a step allocates nothing; what they hold at first is
 /// whatever was there before.

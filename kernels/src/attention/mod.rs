@@ -5,6 +5,9 @@
 //! 512 positions has a softmax of its own, with the largest of all its scores as its peak, and the results of segments
 //! are merged in order, each rescaled to the common peak. Segments are also what long contexts at small batch are shared
 //! among threads by; they are there even when nothing is shared.
+//!
+//! Where the machine is faster with dot products of bf16 pairs than with f32, and the cache holds bf16, scaled queries and
+//! the weights of a softmax are rounded to bf16 and sums stay in f32; everywhere else all of it is f32.
 
 mod batch;
 mod segment;

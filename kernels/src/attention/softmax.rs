@@ -1,10 +1,12 @@
 //! Softmax of the scores of one segment, and the merging of segments.
 //!
-//! Scores come in units of `ln 2`: powers of two take fewer steps than powers of e.
+//! Scores come in units of `ln 2`: powers of two take fewer steps than powers of e. Where values are multiplied in bf16, the
+//! weights are rounded to bf16 before they are added up, so that they are shares of one whole.
 
 use super::segment::SCORE_PITCH;
-use crate::cpu::by_level;
+use crate::Level;
 use crate::cpu::lanes::{LANES, exp2_below_zero, sum};
+use crate::cpu::{by_level, weigh_in_bf16};
 use std::ops::Range;
 
 /// Which keys of a segment the rows of a tile see. Keys are counted from the segment's first position.
@@ -53,6 +55,28 @@ impl SegmentRows {
         let (first, last) = (self.seen_by(rows.start), self.seen_by(rows.end - 1));
         first.start..last.end.max(first.end)
     }
+
+    /// Registers of scores with keys that a row sees, and those before and after which only others of its kernel see.
+    #[inline(always)]
+    fn registers(&self, row: usize) -> (Range<usize>, [Range<usize>; 2]) {
+        let common = self.seen_by_rows_from(row / self.m * self.m);
+        let seen = if row < self.num_rows { self.seen_by(row) } else { 0..0 };
+        let own = seen.start / LANES..seen.end.div_ceil(LANES);
+        let unseen = [common.start / LANES..own.start, own.end..common.end.div_ceil(LANES)];
+        (own, unseen)
+    }
+
+    /// Gives the keys that share the outermost registers of a row, unseen, the score of no weight.
+    #[inline(always)]
+    fn hide(&self, row: usize, own: &mut [[f32; LANES]]) {
+        let seen = self.seen_by(row);
+        if let Some(first) = own.first_mut() {
+            first[..seen.start % LANES].fill(f32::NEG_INFINITY);
+        }
+        if let Some(last) = own.last_mut() {
+            last[(seen.end - 1) % LANES + 1..].fill(f32::NEG_INFINITY);
+        }
+    }
 }
 
 by_level! {
@@ -66,22 +90,37 @@ fn soften_rows(rows: &SegmentRows, scores: &mut [f32], peaks: &mut [f32], weight
     let (scores, _) = scores.as_chunks_mut::<SCORE_PITCH>();
     for (row, scores) in scores.iter_mut().enumerate() {
         let (registers, _) = scores.as_chunks_mut::<LANES>();
-        let common = rows.seen_by_rows_from(row / rows.m * rows.m);
-        let seen = if row < rows.num_rows { rows.seen_by(row) } else { 0..0 };
-        let own = seen.start / LANES..seen.end.div_ceil(LANES);
-        for unseen in [common.start / LANES..own.start, own.end..common.end.div_ceil(LANES)] {
+        let (own, unseen) = rows.registers(row);
+        for unseen in unseen {
             registers.get_mut(unseen).unwrap_or_default().fill([0.0; LANES]);
         }
         let registers = &mut registers[own];
-        // The other keys of the outermost registers get the score of no weight.
-        if let Some(first) = registers.first_mut() {
-            first[..seen.start % LANES].fill(f32::NEG_INFINITY);
-        }
-        if let Some(last) = registers.last_mut() {
-            last[(seen.end - 1) % LANES + 1..].fill(f32::NEG_INFINITY);
-        }
+        rows.hide(row, registers);
         peaks[row] = highest(registers);
         weights[row] = weigh(registers, peaks[row]);
+    }
+}
+
+/// The same with weights rounded to bf16 and written to `rounded`, `[rows][SCORE_PITCH]`.
+pub(super) fn soften_to_bf16(
+    level: Level,
+    rows: &SegmentRows,
+    scores: &mut [f32],
+    rounded: &mut [u16],
+    (peaks, weights): (&mut [f32], &mut [f32]),
+) {
+    let (scores, _) = scores.as_chunks_mut::<SCORE_PITCH>();
+    let (rounded, _) = rounded.as_chunks_mut::<SCORE_PITCH>();
+    for (row, (scores, rounded)) in scores.iter_mut().zip(rounded).enumerate() {
+        let (scores, _) = scores.as_chunks_mut::<LANES>();
+        let (rounded, _) = rounded.as_chunks_mut::<LANES>();
+        let (own, unseen) = rows.registers(row);
+        for unseen in unseen {
+            rounded.get_mut(unseen).unwrap_or_default().fill([0; LANES]);
+        }
+        let (scores, rounded) = (&mut scores[own.clone()], &mut rounded[own]);
+        rows.hide(row, scores);
+        (peaks[row], weights[row]) = weigh_in_bf16(level, scores, rounded);
     }
 }
 

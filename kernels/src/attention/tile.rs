@@ -1,11 +1,12 @@
 //! One tile of attention: consecutive queries of a sequence, all query heads of one key/value head.
 
-use super::segment::{CHUNK_BLOCKS, COLUMNS, SCORE_PITCH};
+use super::segment::{CHUNK_BLOCKS, SCORE_PITCH};
 use super::softmax::merge_rows;
 use super::work::{Inputs, SEGMENT_BLOCKS};
-use crate::cpu::Kernel;
 use crate::cpu::lanes::LANES;
-use crate::share::Shared;
+use crate::cpu::{Kernel, bf16_pair, by_level};
+use crate::kv::{KvDtype, KvShape, PANEL_COLUMNS};
+use crate::share::{Shared, as_numbers};
 use crate::{BLOCK_TOKENS, Level, WeightFormat};
 use std::ops::RangeInclusive;
 
@@ -42,6 +43,8 @@ pub(super) struct TileSizes {
     pub(super) m: usize,
     /// Rows, rounded up to whole `m`.
     pub(super) rows: usize,
+    /// Whether queries and weights are rounded to bf16 and multiplied in pairs with keys and values as they are stored.
+    pub(super) pairs: bool,
     /// Whether the kernels read keys and values where they are stored: they do when they read them once only.
     pub(super) in_place: bool,
 }
@@ -58,12 +61,14 @@ pub(super) struct Sums<'a> {
 
 /// The buffers of a tile.
 pub(super) struct TileWork<'a> {
-    /// Scaled queries, `[rows][dim]`.
-    pub(super) q: &'a mut [f32],
+    /// Scaled queries, `[rows][q_pitch]`: floats, or pairs of bf16.
+    pub(super) q: &'a mut [u32],
     /// Scores, then weights, of one segment, `[rows][SCORE_PITCH]`.
     pub(super) scores: &'a mut [f32],
-    /// Keys of one block `[dim][32]`, or 32 columns of the values of several, as floats.
-    pub(super) wide: &'a mut [f32],
+    /// The weights in bf16, `[rows][SCORE_PITCH]`; empty without pairs.
+    pub(super) rounded: &'a mut [u16],
+    /// Keys of one block `[dim][32]` as floats, or 32 columns of the values of several, as floats or in pairs.
+    pub(super) copied: &'a mut [u32],
     /// Of the current segment.
     pub(super) segment: Sums<'a>,
     /// Of all segments so far.
@@ -88,14 +93,20 @@ impl Sums<'_> {
 
 impl TileSizes {
     pub(super) fn of(level: Level, inputs: &Inputs, queries: usize) -> Self {
-        let dim = inputs.kv.shape().head_dim;
+        let KvShape { head_dim: dim, dtype, .. } = inputs.kv.shape();
         let kernel = Kernel::of(level, WeightFormat::F32);
         let rows = queries * inputs.group();
         // Row groups of nearly equal size waste the least padding.
         let m = kernel.row_count_for(rows.div_ceil(rows.div_ceil(kernel.max_rows())));
-        let pitch = dim.next_multiple_of(COLUMNS);
+        let pitch = dim.next_multiple_of(PANEL_COLUMNS);
         let rows = rows.next_multiple_of(m);
-        Self { level, dim, pitch, group: inputs.group(), m, rows, in_place: rows == m && dim == pitch }
+        let pairs = level.dots_bf16() && dtype == KvDtype::Bf16;
+        Self { level, dim, pitch, group: inputs.group(), m, rows, pairs, in_place: rows == m && dim == pitch }
+    }
+
+    /// Words of a row of queries.
+    pub(super) fn q_pitch(&self) -> usize {
+        if self.pairs { self.dim / 2 } else { self.dim }
     }
 
     /// Floats of [`Sums`]: whole cache lines.
@@ -105,20 +116,32 @@ impl TileSizes {
 
     /// Floats of [`TileWork`].
     pub(super) fn scratch(&self) -> usize {
-        self.rows * (self.dim + SCORE_PITCH) + self.wide() + 2 * self.result()
+        self.rows * (self.q_pitch() + SCORE_PITCH) + self.rounded() + self.copied() + 2 * self.result()
     }
 
-    fn wide(&self) -> usize {
-        if self.in_place { 0 } else { self.dim.max(CHUNK_BLOCKS * BLOCK_TOKENS) * COLUMNS }
+    fn rounded(&self) -> usize {
+        if self.pairs { self.rows * SCORE_PITCH / 2 } else { 0 }
+    }
+
+    fn copied(&self) -> usize {
+        if self.in_place { 0 } else { self.dim.max(CHUNK_BLOCKS * BLOCK_TOKENS) * PANEL_COLUMNS }
     }
 
     pub(super) fn divide<'a>(&self, scratch: &'a mut [f32]) -> TileWork<'a> {
         // The vectors the kernels load come first: their sizes are whole cache lines.
-        let (wide, rest) = scratch.split_at_mut(self.wide());
+        let (copied, rest) = scratch.split_at_mut(self.copied());
         let (scores, rest) = rest.split_at_mut(self.rows * SCORE_PITCH);
         let (segment, rest) = rest.split_at_mut(self.result());
-        let (total, q) = rest.split_at_mut(self.result());
-        TileWork { q, scores, wide, segment: self.sums(segment), total: self.sums(total) }
+        let (total, rest) = rest.split_at_mut(self.result());
+        let (rounded, q) = rest.split_at_mut(self.rounded());
+        TileWork {
+            q: as_numbers(q),
+            scores,
+            rounded: as_numbers(rounded),
+            copied: as_numbers(copied),
+            segment: self.sums(segment),
+            total: self.sums(total),
+        }
     }
 
     /// The view of a stretch of [`TileSizes::result`] floats as sums.
@@ -150,18 +173,18 @@ impl Tile {
 
     /// Lays the queries out and clears the total.
     pub(super) fn start(&self, inputs: &Inputs, work: &mut TileWork) {
-        let TileSizes { dim, group, .. } = self.sizes;
+        let TileSizes { level, dim, group, .. } = self.sizes;
+        let q_pitch = self.sizes.q_pitch();
         work.total.reset();
-        work.q.fill(0.0);
+        work.q.fill(0);
         // Scores in units of ln 2, as the softmax wants them.
         let scale = inputs.batch.scale * std::f32::consts::LOG2_E;
         for query in 0..self.num_queries {
             for head in 0..group {
                 let at = ((self.first_row + query) * inputs.heads + self.kv_head * group + head) * dim;
-                let row = query * group + head;
-                for (cell, q) in work.q[row * dim..].iter_mut().zip(&inputs.q[at..at + dim]) {
-                    *cell = q * scale;
-                }
+                let row = &mut work.q[(query * group + head) * q_pitch..][..q_pitch];
+                let q = &inputs.q[at..at + dim];
+                if self.sizes.pairs { scale_to_pairs(level, q, scale, row) } else { scale_floats(level, q, scale, row) }
             }
         }
     }
@@ -185,5 +208,29 @@ impl Tile {
                 }
             }
         }
+    }
+}
+
+by_level! {
+    /// Lays a query out as floats.
+    fn scale_floats(q: &[f32], scale: f32, words: &mut [u32]) = scale_floats_inline
+}
+
+#[inline(always)]
+fn scale_floats_inline(q: &[f32], scale: f32, words: &mut [u32]) {
+    for (word, q) in words.iter_mut().zip(q) {
+        *word = (q * scale).to_bits();
+    }
+}
+
+by_level! {
+    /// Lays a query out as pairs of bf16.
+    fn scale_to_pairs(q: &[f32], scale: f32, words: &mut [u32]) = scale_to_pairs_inline
+}
+
+#[inline(always)]
+fn scale_to_pairs_inline(q: &[f32], scale: f32, words: &mut [u32]) {
+    for (word, [a, b]) in words.iter_mut().zip(q.as_chunks::<2>().0) {
+        *word = bf16_pair(a * scale, b * scale);
     }
 }

@@ -1,51 +1,64 @@
-//! Copies cached keys and values to floats for tiles of many rows, which read each of them many times.
+//! Copies cached keys and values for tiles of many rows, which read each of them many times.
 
 use crate::cpu::by_level;
-use crate::kv::KvDtype;
+use crate::kv::{KvDtype, PANEL_COLUMNS, WORD_BYTES};
 
-/// Rows of elements as stored.
+/// Keys of a block, or one panel of its values, as stored: rows of `cols` words.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored<'a> {
     pub(super) dtype: KvDtype,
-    /// From the first row's first wanted element on.
     pub(super) bytes: &'a [u8],
-    /// Elements from one row to the next.
-    pub(super) stride: usize,
-    /// Wanted elements of a row, at most 32.
+    /// Words of a row, at most 32.
     pub(super) cols: usize,
 }
 
 by_level! {
-    /// Fills `target`, `[rows][32]`, with the elements as floats; what it has beyond `cols` becomes zero.
-    pub(super) fn widen(stored: Stored<'_>, target: &mut [f32]) = widen_rows
+    /// Fills `target`, `[rows][32]` with a row for every element of a word, with floats; beyond `cols` they are zero.
+    pub(super) fn widen(stored: Stored<'_>, target: &mut [u32]) = widen_rows
 }
 
 #[inline(always)]
-fn widen_rows(stored: Stored<'_>, target: &mut [f32]) {
-    let Stored { dtype, bytes, stride, cols } = stored;
-    let (target, _) = target.as_chunks_mut::<32>();
-    for (target, row) in target.iter_mut().zip(bytes.chunks(stride * dtype.bytes())) {
-        let row = &row[..cols * dtype.bytes()];
-        match dtype {
-            KvDtype::F32 => convert(target, row.as_chunks().0, f32::from_ne_bytes),
-            KvDtype::Bf16 => {
-                convert(target, row.as_chunks().0, |v| f32::from_bits(u32::from(u16::from_ne_bytes(v)) << 16));
+fn widen_rows(stored: Stored<'_>, target: &mut [u32]) {
+    match stored.dtype {
+        KvDtype::F32 => copy_rows(stored, target),
+        KvDtype::Bf16 => {
+            let (pairs, _) = target.as_chunks_mut::<{ 2 * PANEL_COLUMNS }>();
+            for (target, row) in pairs.iter_mut().zip(stored.bytes.chunks_exact(stored.cols * WORD_BYTES)) {
+                let (first, second) = target.split_at_mut(PANEL_COLUMNS);
+                fill(first, row, |word| word << 16);
+                fill(second, row, |word| word & 0xffff_0000);
             }
         }
     }
 }
 
+by_level! {
+    /// Fills `target`, `[rows][32]`, with the words themselves; beyond `cols` they are zero.
+    pub(super) fn copy(stored: Stored<'_>, target: &mut [u32]) = copy_rows
+}
+
 #[inline(always)]
-fn convert<const N: usize>(target: &mut [f32; 32], stored: &[[u8; N]], float: impl Fn([u8; N]) -> f32) {
+fn copy_rows(stored: Stored<'_>, target: &mut [u32]) {
+    let (target, _) = target.as_chunks_mut::<PANEL_COLUMNS>();
+    for (target, row) in target.iter_mut().zip(stored.bytes.chunks_exact(stored.cols * WORD_BYTES)) {
+        fill(target, row, |word| word);
+    }
+}
+
+#[inline(always)]
+fn fill(target: &mut [u32], row: &[u8], convert: impl Fn(u32) -> u32) {
+    let (words, _) = row.as_chunks::<WORD_BYTES>();
     // Two loops, so that the usual one has a known length.
-    if let Ok(stored) = <&[[u8; N]; 32]>::try_from(stored) {
-        for (t, s) in target.iter_mut().zip(stored) {
-            *t = float(*s);
+    if let (Ok(target), Ok(words)) =
+        (<&mut [u32; PANEL_COLUMNS]>::try_from(&mut *target), <&[_; PANEL_COLUMNS]>::try_from(words))
+    {
+        for (t, word) in target.iter_mut().zip(words) {
+            *t = convert(u32::from_ne_bytes(*word));
         }
         return;
     }
-    target.fill(0.0);
-    for (t, s) in target.iter_mut().zip(stored) {
-        *t = float(*s);
+    target.fill(0);
+    for (t, word) in target.iter_mut().zip(words) {
+        *t = convert(u32::from_ne_bytes(*word));
     }
 }

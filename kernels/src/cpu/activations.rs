@@ -70,8 +70,9 @@ fn pack(input: &ActivationRows<'_>, tile: &mut [u32]) {
     }
 }
 
+/// Two neighbours rounded to bf16, the first in the low half.
 #[inline(always)]
-fn bf16_pair(first: f32, second: f32) -> u32 {
+pub(crate) fn bf16_pair(first: f32, second: f32) -> u32 {
     u32::from(to_bf16(first)) | u32::from(to_bf16(second)) << 16
 }
 

@@ -25,23 +25,25 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { bounded }
 }
 
+/// 1.5 * 2^23: adding it rounds to an integer held in the low bits, 127 more than it is: the exponent of its power.
+pub(crate) const EXP2_ROUND: f32 = 12_582_912.0 + 127.0;
+/// The smallest number whose power of two is not taken to be zero.
+pub(crate) const EXP2_SMALLEST: f32 = -126.0;
+/// Highest power first: smallest relative error over -0.5..=0.5 among polynomials that are 1 at 0.
+pub(crate) const EXP2_POLYNOMIAL: [f32; 7] =
+    [1.559_467_8e-4, 1.340_664_3e-3, 9.617_693e-3, 5.550_310_4e-2, 0.240_226_52, 0.693_147_24, 1.0];
+
 /// `2^x` for `x` of at most zero (or little above), to one unit in the last place; zero below -126; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp2_below_zero(x: f32) -> f32 {
-    // 1.5 * 2^23: adding it rounds to an integer held in the low bits, 127 more than it is: the exponent of its power.
-    const ROUND: f32 = 12_582_912.0 + 127.0;
-    let shifted = x + ROUND;
-    let r = x - (shifted - ROUND);
-    // Smallest relative error over -0.5..=0.5 among polynomials that are 1 at 0.
-    let mut p = 1.559_467_8e-4f32;
-    p = p.mul_add(r, 1.340_664_3e-3);
-    p = p.mul_add(r, 9.617_693e-3);
-    p = p.mul_add(r, 5.550_310_4e-2);
-    p = p.mul_add(r, 0.240_226_52);
-    p = p.mul_add(r, 0.693_147_24);
-    p = p.mul_add(r, 1.0);
+    let shifted = x + EXP2_ROUND;
+    let r = x - (shifted - EXP2_ROUND);
+    let mut p = EXP2_POLYNOMIAL[0];
+    for c in &EXP2_POLYNOMIAL[1..] {
+        p = p.mul_add(r, *c);
+    }
     let result = p * f32::from_bits(shifted.to_bits() << 23);
-    if x < -126.0 { 0.0 } else { result }
+    if x < EXP2_SMALLEST { 0.0 } else { result }
 }
 
 /// Adds the lanes in a fixed tree.

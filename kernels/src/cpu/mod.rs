@@ -11,9 +11,11 @@ mod by_level;
 mod detect;
 pub(crate) mod lanes;
 mod scalar;
+mod softmax;
 mod tile;
 
-pub(crate) use activations::{ActivationRows, pack_activations};
+pub(crate) use activations::{ActivationRows, bf16_pair, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
-pub(crate) use tile::{Ahead, CACHE_LINE, Kernel, Out, StridedTile, TileInput, XPacking, f32_tile};
+pub(crate) use softmax::weigh_in_bf16;
+pub(crate) use tile::{Ahead, CACHE_LINE, Factors, Kernel, Out, StridedTile, TileInput, XPacking, strided_tile};

@@ -1,8 +1,7 @@
 //! Kernels for machines without any of the vector instruction sets: correct everywhere, fast nowhere.
 
-use super::tile::{Kernel, Out, RUN_WORDS, StridedTile, TileInput, XPacking};
+use super::tile::{Factors, Kernel, Out, RUN_WORDS, StridedTile, TileInput, XPacking};
 use crate::WeightFormat;
-use crate::kv::KvDtype;
 use crate::panels::{DENSE_ROWS, QUANT_ROWS, panel_bytes, quant_layout, read_dense, read_run};
 use crate::quant::{RUN, RUNS_PER_BLOCK, RawCodes, offset};
 use std::ops::Range;
@@ -142,8 +141,8 @@ unsafe fn finish(out: &Out, lane: usize, sums: &[f32; MAX_ROWS]) {
 }
 
 /// # Safety
-/// As [`super::f32_tile`].
-pub(super) unsafe fn f32_tile(tile: &StridedTile) {
+/// As [`super::strided_tile`].
+pub(super) unsafe fn strided_tile(tile: &StridedTile) {
     for r in 0..tile.m {
         for i in 0..32 {
             // SAFETY: the caller's promise about sizes.
@@ -151,11 +150,14 @@ pub(super) unsafe fn f32_tile(tile: &StridedTile) {
                 let y = tile.y.add(r * tile.y_stride + i);
                 let mut sum = if tile.resumes { *y } else { 0.0 };
                 for k in 0..tile.depth {
-                    let x = *tile.x.add(r * tile.x_stride + k);
-                    let at = k * tile.w_stride + i;
-                    let w = match tile.w_dtype {
-                        KvDtype::F32 => tile.w.cast::<f32>().add(at).read_unaligned(),
-                        KvDtype::Bf16 => f32::from_bits(u32::from(tile.w.cast::<u16>().add(at).read_unaligned()) << 16),
+                    let x = f32::from_bits(*tile.x.add(r * tile.x_stride + k));
+                    let w = match tile.factors {
+                        Factors::F32 => tile.w.cast::<f32>().add(k * tile.w_stride + i).read_unaligned(),
+                        Factors::WidenedBf16 => {
+                            let at = 2 * (k / 2 * tile.w_stride + i) + k % 2;
+                            f32::from_bits(u32::from(tile.w.cast::<u16>().add(at).read_unaligned()) << 16)
+                        }
+                        Factors::Bf16 => unreachable!("this level does not multiply bf16 in pairs"),
                     };
                     sum = x.mul_add(w, sum);
                 }

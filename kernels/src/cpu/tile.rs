@@ -5,7 +5,6 @@
 
 use super::{Level, scalar};
 use crate::WeightFormat;
-use crate::kv::KvDtype;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::RUN;
 
@@ -166,30 +165,41 @@ impl Kernel {
     }
 }
 
+/// What the factors of a [`StridedTile`] are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Factors {
+    /// Floats and floats.
+    F32,
+    /// Floats, and bf16 that are widened in registers: the bits are those of a product with the widened memory.
+    WidenedBf16,
+    /// bf16 and bf16, in dot products of pairs; only for a level that [`Level::dots_bf16`].
+    Bf16,
+}
+
 /// A product of plain memory, as attention needs it: `y[r][0..32] (+)= sum over k of x[r][k] * w[k][0..32]`.
 ///
-/// Elements of `w` that are bf16 are widened in registers: the bits are those of a product with the widened memory.
+/// Memory is made of words of four bytes. A word of `w` holds one f32, or two bf16 of neighbouring `k`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StridedTile {
-    /// First factor.
-    pub(crate) x: *const f32,
-    /// Floats from one of its rows to the next.
+    /// Types of `x` and `w`.
+    pub(crate) factors: Factors,
+    /// First factor, rows of neighbouring `k`. With an odd `depth` and bf16 in `w`, one more is read and has no weight.
+    pub(crate) x: *const u32,
+    /// Words from one of its rows to the next.
     pub(crate) x_stride: usize,
     /// Rows, one of the level's f32 row counts.
     pub(crate) m: usize,
-    /// Second factor, rows of 32 elements…
+    /// Second factor, rows of 32 words…
     pub(crate) w: *const u8,
-    /// …of this type…
-    pub(crate) w_dtype: KvDtype,
-    /// …this many elements apart.
+    /// …this many words apart.
     pub(crate) w_stride: usize,
-    /// What is wanted next, fetched meanwhile: a cache line for every step of the sum. Any address.
+    /// What is wanted next, fetched meanwhile: a cache line for every `k`. Any address.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
     pub(crate) ahead: *const u8,
     /// Bytes from one of those lines to the next.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels fetch nothing ahead"))]
     pub(crate) ahead_stride: usize,
-    /// Length of the sum.
+    /// Length of the sum. The last word of an odd one with bf16 counts by its first half alone.
     pub(crate) depth: usize,
     /// First output.
     pub(crate) y: *mut f32,
@@ -204,16 +214,16 @@ pub(crate) struct StridedTile {
 /// # Safety
 /// The machine has `level`; the pointers are valid for the sizes given; `y` overlaps neither factor.
 #[inline]
-pub(crate) unsafe fn f32_tile(level: Level, tile: &StridedTile) {
+pub(crate) unsafe fn strided_tile(level: Level, tile: &StridedTile) {
     // SAFETY: the caller's promise, passed on.
     unsafe {
         #[cfg(target_arch = "x86_64")]
         match level {
             Level::Scalar => {}
-            Level::Avx2 => return super::avx2::f32_tile(tile),
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return super::avx512::f32_tile(tile),
+            Level::Avx2 => return super::avx2::strided_tile(tile),
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return super::avx512::strided_tile(tile),
         }
         let _ = level;
-        scalar::f32_tile(tile);
+        scalar::strided_tile(tile);
     }
 }

@@ -1,6 +1,6 @@
 //! AVX2 products with f32, f16 and bf16 weights. A panel holds 32 outputs: four registers a step.
 
-use crate::cpu::{Out, StridedTile, TileInput};
+use crate::cpu::{Out, TileInput};
 use std::arch::x86_64::*;
 
 /// One dense weight format: how many inputs a step covers and how a step is added.
@@ -25,8 +25,6 @@ pub(super) struct F32;
 pub(super) struct F16;
 /// bf16 weights, widened to f32.
 pub(super) struct Bf16;
-/// bf16 keys or values, one a step, widened to f32.
-pub(super) struct Bf16Single;
 
 impl Weights for F32 {
     type Loaded = __m256;
@@ -80,25 +78,6 @@ impl Weights for Bf16 {
             let acc = _mm256_fmadd_ps(_mm256_set1_ps(*x), w.0, acc);
             _mm256_fmadd_ps(_mm256_set1_ps(*x.add(m)), w.1, acc)
         }
-    }
-}
-
-impl Weights for Bf16Single {
-    type Loaded = __m256;
-    const INPUTS: usize = 1;
-    const BYTES: usize = 16;
-    #[inline(always)]
-    unsafe fn load(w: *const u8) -> __m256 {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(w.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        }
-    }
-    #[inline(always)]
-    unsafe fn add(acc: __m256, w: __m256, x: *const f32, m: usize) -> __m256 {
-        // SAFETY: the trait's contract.
-        unsafe { F32::add(acc, w, x, m) }
     }
 }
 
@@ -181,58 +160,5 @@ unsafe fn mask(lanes: usize, at: usize) -> __m256i {
     unsafe {
         let left = _mm256_set1_epi32(lanes.saturating_sub(at).min(8) as i32);
         _mm256_cmpgt_epi32(left, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
-    }
-}
-
-/// `M` rows times `V` registers of plain memory, from column `8 * first` on; `W` tells what lies in `w`.
-///
-/// # Safety
-/// As [`crate::cpu::f32_tile`]; AVX2 and FMA.
-#[inline(always)]
-pub(super) unsafe fn strided<W, const M: usize, const V: usize>(tile: &StridedTile, first: usize)
-where
-    W: Weights<Loaded = __m256>,
-{
-    // SAFETY: the caller's promise about the pointers.
-    unsafe {
-        let y = |m: usize, v: usize| tile.y.add(m * tile.y_stride + (first + v) * 8);
-        let mut acc = [[_mm256_setzero_ps(); V]; M];
-        if tile.resumes {
-            for (m, row) in acc.iter_mut().enumerate() {
-                for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = _mm256_loadu_ps(y(m, v));
-                }
-            }
-        }
-        let mut w = tile.w.add(first * W::BYTES);
-        let mut ahead = tile.ahead;
-        // Three rows a pointer: so the pointers fit the registers.
-        let mut x = [tile.x; 2];
-        for (third, x) in x.iter_mut().enumerate() {
-            *x = x.wrapping_add(3 * third * tile.x_stride);
-        }
-        for _ in 0..tile.depth {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-            let mut loaded = [_mm256_setzero_ps(); V];
-            for (v, loaded) in loaded.iter_mut().enumerate() {
-                *loaded = W::load(w.add(v * W::BYTES));
-            }
-            for (m, row) in acc.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(*x[m / 3].add(m % 3 * tile.x_stride));
-                for v in 0..V {
-                    row[v] = _mm256_fmadd_ps(x, loaded[v], row[v]);
-                }
-            }
-            w = w.wrapping_add(tile.w_stride * (W::BYTES / 8));
-            ahead = ahead.wrapping_add(tile.ahead_stride);
-            for x in &mut x {
-                *x = x.wrapping_add(1);
-            }
-        }
-        for (m, row) in acc.iter().enumerate() {
-            for (v, &sum) in row.iter().enumerate() {
-                _mm256_storeu_ps(y(m, v), sum);
-            }
-        }
     }
 }

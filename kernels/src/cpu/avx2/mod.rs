@@ -3,5 +3,6 @@
 mod dense;
 mod quantised;
 mod select;
+mod strided;
 
-pub(super) use select::{f32_tile, kernel};
+pub(super) use select::{kernel, strided_tile};

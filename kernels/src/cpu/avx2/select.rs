@@ -1,12 +1,11 @@
 //! The table of AVX2 kernels: which function for which format and row count.
 
-use super::dense::{self, Bf16, Bf16Single, F16, F32, Weights};
+use super::dense::{self, Bf16, F16, F32, Weights};
 use super::quantised::{self, number};
+use super::strided::{Words, strided};
 use crate::WeightFormat;
 use crate::cpu::tile::{TileFn, XPacking};
-use crate::cpu::{Kernel, Out, StridedTile, TileInput};
-use crate::kv::KvDtype;
-use std::arch::x86_64::__m256;
+use crate::cpu::{Factors, Kernel, Out, StridedTile, TileInput};
 
 const DENSE_ROW_COUNTS: &[usize] = &[1, 2, 4, 6];
 /// A run's weights take half of the registers.
@@ -66,34 +65,35 @@ unsafe fn quant_tile<const F: u8>(input: &TileInput, out: &Out) {
 }
 
 /// # Safety
-/// As [`crate::cpu::f32_tile`].
+/// As [`crate::cpu::strided_tile`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in crate::cpu) unsafe fn f32_tile(tile: &StridedTile) {
+pub(in crate::cpu) unsafe fn strided_tile(tile: &StridedTile) {
     // SAFETY: the caller's promise; the features are enabled.
     unsafe {
-        match tile.w_dtype {
-            KvDtype::F32 => strided_rows::<F32>(tile),
-            KvDtype::Bf16 => strided_rows::<Bf16Single>(tile),
+        match tile.factors {
+            Factors::F32 => strided_rows::<F32>(tile),
+            Factors::WidenedBf16 => strided_rows::<Bf16>(tile),
+            Factors::Bf16 => unreachable!("this level does not multiply bf16 in pairs"),
         }
     }
 }
 
 /// # Safety
-/// As [`crate::cpu::f32_tile`], inlined where AVX2 and FMA are enabled.
+/// As [`crate::cpu::strided_tile`], inlined where AVX2 and FMA are enabled.
 #[inline(always)]
-unsafe fn strided_rows<W: Weights<Loaded = __m256>>(tile: &StridedTile) {
+unsafe fn strided_rows<W: Words>(tile: &StridedTile) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.m {
-            1 => dense::strided::<W, 1, 4>(tile, 0),
-            2 => dense::strided::<W, 2, 4>(tile, 0),
+            1 => strided::<W, 1, 4>(tile, 0),
+            2 => strided::<W, 2, 4>(tile, 0),
             4 => {
-                dense::strided::<W, 4, 2>(tile, 0);
-                dense::strided::<W, 4, 2>(tile, 2);
+                strided::<W, 4, 2>(tile, 0);
+                strided::<W, 4, 2>(tile, 2);
             }
             6 => {
-                dense::strided::<W, 6, 2>(tile, 0);
-                dense::strided::<W, 6, 2>(tile, 2);
+                strided::<W, 6, 2>(tile, 0);
+                strided::<W, 6, 2>(tile, 2);
             }
             _ => unreachable!("not one of the row counts"),
         }

@@ -1,6 +1,6 @@
 //! AVX-512 products with f32, f16 and bf16 weights. A panel holds 32 outputs: two registers a step.
 
-use crate::cpu::{Out, StridedTile, TileInput};
+use crate::cpu::{Out, TileInput};
 use std::arch::x86_64::*;
 
 /// How far ahead of the arithmetic weights are fetched: some hundred cycles of it, and across the ends of small pages,
@@ -33,8 +33,6 @@ pub(super) struct F16;
 pub(super) struct Bf16Wide;
 /// bf16 weights in bf16 dot products.
 pub(super) struct Bf16Dot;
-/// bf16 keys or values, one a step, widened to f32.
-pub(super) struct Bf16Single;
 
 impl Weights for F32 {
     type Loaded = __m512;
@@ -112,26 +110,6 @@ impl Weights for Bf16Dot {
                 std::mem::transmute::<__m512i, __m512bh>(x),
             )
         }
-    }
-}
-
-impl Weights for Bf16Single {
-    type Loaded = __m512;
-    const INPUTS: usize = 1;
-    const BYTES: usize = 32;
-    const WORDS: usize = 1;
-    #[inline(always)]
-    unsafe fn load(w: *const u8) -> __m512 {
-        // SAFETY: the trait's contract.
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(w.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-    }
-    #[inline(always)]
-    unsafe fn add(acc: __m512, w: __m512, x: *const u32, m: usize) -> __m512 {
-        // SAFETY: the trait's contract.
-        unsafe { F32::add(acc, w, x, m) }
     }
 }
 
@@ -218,52 +196,5 @@ fn lanes_of(lanes: usize, v: usize) -> __mmask16 {
         0 => 0,
         left @ 1..16 => (1 << left) - 1,
         _ => u16::MAX,
-    }
-}
-
-/// `M` rows times 32 columns of plain memory; `W` tells what lies in `w`.
-///
-/// # Safety
-/// As [`crate::cpu::f32_tile`]; AVX-512 F.
-#[inline(always)]
-pub(super) unsafe fn strided<W, const M: usize>(tile: &StridedTile)
-where
-    W: Weights<Loaded = __m512>,
-{
-    // SAFETY: the caller's promise about the pointers.
-    unsafe {
-        let y = |m: usize, v: usize| tile.y.add(m * tile.y_stride + v * 16);
-        let mut acc = [[_mm512_setzero_ps(); 2]; M];
-        if tile.resumes {
-            for (m, row) in acc.iter_mut().enumerate() {
-                for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = _mm512_loadu_ps(y(m, v));
-                }
-            }
-        }
-        let (mut w, mut ahead) = (tile.w, tile.ahead);
-        // Three rows a pointer: so the pointers fit the registers.
-        let mut x = [tile.x; 4];
-        for (third, x) in x.iter_mut().enumerate() {
-            *x = x.wrapping_add(3 * third * tile.x_stride);
-        }
-        for _ in 0..tile.depth {
-            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-            let loaded = [W::load(w), W::load(w.add(W::BYTES))];
-            for (m, row) in acc.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*x[m / 3].add(m % 3 * tile.x_stride));
-                row[0] = _mm512_fmadd_ps(x, loaded[0], row[0]);
-                row[1] = _mm512_fmadd_ps(x, loaded[1], row[1]);
-            }
-            w = w.wrapping_add(tile.w_stride * (W::BYTES / 16));
-            ahead = ahead.wrapping_add(tile.ahead_stride);
-            for x in &mut x {
-                *x = x.wrapping_add(1);
-            }
-        }
-        for (m, row) in acc.iter().enumerate() {
-            _mm512_storeu_ps(y(m, 0), row[0]);
-            _mm512_storeu_ps(y(m, 1), row[1]);
-        }
     }
 }

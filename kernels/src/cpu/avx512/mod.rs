@@ -6,6 +6,9 @@ mod codes;
 mod dense;
 mod quantised;
 mod select;
+mod softmax;
+mod strided;
 
 pub(super) use activations::pack_bytes;
-pub(super) use select::{f32_tile, kernel};
+pub(super) use select::{kernel, strided_tile};
+pub(super) use softmax::weigh_in_bf16;

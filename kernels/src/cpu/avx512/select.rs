@@ -2,13 +2,12 @@
 
 use super::blocks::{self, Blocks};
 use super::codes::{Codes, Q4_0, Q4K, Q5K, Q6K, Q8_0};
-use super::dense::{self, Bf16Dot, Bf16Single, Bf16Wide, F16, F32, Weights};
+use super::dense::{self, Bf16Dot, Bf16Wide, F16, F32, Weights};
 use super::quantised;
+use super::strided::{Words, strided};
 use crate::WeightFormat;
 use crate::cpu::tile::{TileFn, XPacking};
-use crate::cpu::{Kernel, Out, StridedTile, TileInput};
-use crate::kv::KvDtype;
-use std::arch::x86_64::__m512;
+use crate::cpu::{Factors, Kernel, Out, StridedTile, TileInput};
 
 /// Twelve rows times two registers of outputs leave room for the weights.
 const ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 12];
@@ -119,32 +118,48 @@ unsafe fn block_tile<F: Blocks>(input: &TileInput, out: &Out) {
 }
 
 /// # Safety
-/// As [`crate::cpu::f32_tile`].
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-pub(in crate::cpu) unsafe fn f32_tile(tile: &StridedTile) {
-    // SAFETY: the caller's promise; the features are enabled.
+/// As [`crate::cpu::strided_tile`].
+pub(in crate::cpu) unsafe fn strided_tile(tile: &StridedTile) {
+    // SAFETY: the caller's promise: the level has what the factors need.
     unsafe {
-        match tile.w_dtype {
-            KvDtype::F32 => strided_rows::<F32>(tile),
-            KvDtype::Bf16 => strided_rows::<Bf16Single>(tile),
+        match tile.factors {
+            Factors::F32 => widened_tile::<F32>(tile),
+            Factors::WidenedBf16 => widened_tile::<Bf16Wide>(tile),
+            Factors::Bf16 => dotted_tile(tile),
         }
     }
 }
 
 /// # Safety
-/// As [`crate::cpu::f32_tile`], inlined where AVX-512's features are enabled.
+/// As [`crate::cpu::strided_tile`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn widened_tile<W: Words>(tile: &StridedTile) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe { strided_rows::<W>(tile) }
+}
+
+/// # Safety
+/// As [`crate::cpu::strided_tile`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn dotted_tile(tile: &StridedTile) {
+    // SAFETY: the caller's promise; the features are enabled.
+    unsafe { strided_rows::<Bf16Dot>(tile) }
+}
+
+/// # Safety
+/// As [`crate::cpu::strided_tile`], inlined where `W`'s features are enabled.
 #[inline(always)]
-unsafe fn strided_rows<W: Weights<Loaded = __m512>>(tile: &StridedTile) {
+unsafe fn strided_rows<W: Words>(tile: &StridedTile) {
     // SAFETY: the caller's promise.
     unsafe {
         match tile.m {
-            1 => dense::strided::<W, 1>(tile),
-            2 => dense::strided::<W, 2>(tile),
-            3 => dense::strided::<W, 3>(tile),
-            4 => dense::strided::<W, 4>(tile),
-            6 => dense::strided::<W, 6>(tile),
-            8 => dense::strided::<W, 8>(tile),
-            12 => dense::strided::<W, 12>(tile),
+            1 => strided::<W, 1>(tile),
+            2 => strided::<W, 2>(tile),
+            3 => strided::<W, 3>(tile),
+            4 => strided::<W, 4>(tile),
+            6 => strided::<W, 6>(tile),
+            8 => strided::<W, 8>(tile),
+            12 => strided::<W, 12>(tile),
             _ => unreachable!("not one of the row counts"),
         }
     }
