@@ -23,12 +23,32 @@ fn widen_rows(stored: Stored<'_>, target: &mut [u32]) {
         KvDtype::F32 => copy_rows(stored, target),
         KvDtype::Bf16 => {
             let (pairs, _) = target.as_chunks_mut::<{ 2 * PANEL_COLUMNS }>();
+            // Two loops, so that the usual one is over arrays of known length.
+            if stored.cols == PANEL_COLUMNS {
+                let (rows, _) = stored.bytes.as_chunks::<{ PANEL_COLUMNS * WORD_BYTES }>();
+                for (target, row) in pairs.iter_mut().zip(rows) {
+                    widen_row(target, row);
+                }
+                return;
+            }
             for (target, row) in pairs.iter_mut().zip(stored.bytes.chunks_exact(stored.cols * WORD_BYTES)) {
-                let (first, second) = target.split_at_mut(PANEL_COLUMNS);
-                fill(first, row, |word| word << 16);
-                fill(second, row, |word| word & 0xffff_0000);
+                let mut padded = [0; PANEL_COLUMNS * WORD_BYTES];
+                padded[..row.len()].copy_from_slice(row);
+                widen_row(target, &padded);
             }
         }
+    }
+}
+
+/// Two rows of floats from one of pairs.
+#[inline(always)]
+fn widen_row(target: &mut [u32; 2 * PANEL_COLUMNS], row: &[u8; PANEL_COLUMNS * WORD_BYTES]) {
+    let (words, _) = row.as_chunks::<WORD_BYTES>();
+    for i in 0..PANEL_COLUMNS {
+        target[i] = u32::from_ne_bytes(words[i]) << 16;
+    }
+    for i in 0..PANEL_COLUMNS {
+        target[PANEL_COLUMNS + i] = u32::from_ne_bytes(words[i]) & 0xffff_0000;
     }
 }
 
@@ -41,24 +61,24 @@ by_level! {
 fn copy_rows(stored: Stored<'_>, target: &mut [u32]) {
     let (target, _) = target.as_chunks_mut::<PANEL_COLUMNS>();
     for (target, row) in target.iter_mut().zip(stored.bytes.chunks_exact(stored.cols * WORD_BYTES)) {
-        fill(target, row, |word| word);
+        fill(target, row);
     }
 }
 
 #[inline(always)]
-fn fill(target: &mut [u32], row: &[u8], convert: impl Fn(u32) -> u32) {
+fn fill(target: &mut [u32], row: &[u8]) {
     let (words, _) = row.as_chunks::<WORD_BYTES>();
     // Two loops, so that the usual one has a known length.
     if let (Ok(target), Ok(words)) =
         (<&mut [u32; PANEL_COLUMNS]>::try_from(&mut *target), <&[_; PANEL_COLUMNS]>::try_from(words))
     {
         for (t, word) in target.iter_mut().zip(words) {
-            *t = convert(u32::from_ne_bytes(*word));
+            *t = u32::from_ne_bytes(*word);
         }
         return;
     }
     target.fill(0);
     for (t, word) in target.iter_mut().zip(words) {
-        *t = convert(u32::from_ne_bytes(*word));
+        *t = u32::from_ne_bytes(*word);
     }
 }
