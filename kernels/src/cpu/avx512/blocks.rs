@@ -5,7 +5,7 @@
 
 use super::codes::{Codes, Q4K, Q5K, Q6K, add_group, add_groups, float, halves, word};
 use super::dense::store;
-use super::quantised::{fetch, fetch_ahead};
+use super::quantised::{fetch, fetch_ahead, fetch_scales};
 use crate::cpu::tile::RUN_WORDS;
 use crate::cpu::{Out, TileInput};
 use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
@@ -45,6 +45,7 @@ pub(super) unsafe fn tile<F: Blocks, const M: usize>(input: &TileInput, out: &Ou
         let (mut w, mut x, mut ahead) = (input.panel, input.x, input.ahead.at);
         let mut acc = [_mm512_setzero_ps(); M];
         for _ in 0..blocks {
+            fetch_scales(scales, input.panel_bytes, layout.scale_bytes);
             let (first, scale) = (x, halves(scales));
             let mut sums = [_mm512_setzero_ps(); M];
             for run in 0..RUNS_PER_BLOCK {

@@ -26,6 +26,7 @@ pub(super) unsafe fn tile<F: Codes, const M: usize>(input: &TileInput, out: &Out
         for _ in 0..runs {
             fetch(w, layout.code_bytes);
             ahead = fetch_ahead(ahead, input.ahead.lines_per_run);
+            fetch_scales(scales, input.panel_bytes, layout.scale_bytes);
             let mut dots: [__m512i; M] = std::array::from_fn(|m| word::<M>(x, 10, m));
             add_groups::<F, M>(&mut dots, w, x);
             add_scaled::<M>(&mut acc, &dots, halves(scales), x);
@@ -50,6 +51,18 @@ pub(super) unsafe fn fetch(w: *const u8, code_bytes: usize) {
     for line in 0..code_bytes / 64 {
         // SAFETY: a prefetch may name any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH_BYTES + 64 * line).cast()) };
+    }
+}
+
+/// Fetches the scales of the next panel, which would be waited for when it begins: they lie behind its codes.
+///
+/// # Safety
+/// As [`fetch`].
+#[inline(always)]
+pub(super) unsafe fn fetch_scales(scales: *const u8, panel_bytes: usize, scale_bytes: usize) {
+    for line in 0..scale_bytes.div_ceil(64) {
+        // SAFETY: a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(panel_bytes + 64 * line).cast()) };
     }
 }
 
