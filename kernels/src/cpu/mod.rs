@@ -13,9 +13,11 @@ pub(crate) mod lanes;
 mod scalar;
 mod softmax;
 mod tile;
+mod widen;
 
 pub(crate) use activations::{ActivationRows, bf16_pair, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
 pub(crate) use softmax::weigh_in_bf16;
 pub(crate) use tile::{Ahead, CACHE_LINE, Factors, Kernel, Out, StridedTile, TileInput, XPacking, strided_tile};
+pub(crate) use widen::widen_pairs;
