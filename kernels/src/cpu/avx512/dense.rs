@@ -4,7 +4,8 @@ use crate::cpu::{Out, TileInput};
 use std::arch::x86_64::*;
 
 /// How far ahead of the arithmetic weights are fetched: some hundred cycles of it, and across the ends of small pages,
-/// where the machine's own prefetching stops.
+/// where the machine's own prefetching stops. They are asked into the second-level cache: more lines can be on their way
+/// there than to the first, and from there the machine fetches in time.
 pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// One dense weight format: how many inputs a step covers and how a step is added.
@@ -145,7 +146,7 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
             }
             for v in 0..V {
                 let ahead = w.wrapping_add(v / 2 * input.panel_bytes + v % 2 * W::BYTES + PREFETCH_BYTES);
-                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
             }
             // A loop, not `from_fn`: closures lack the caller's instruction set, and calls to single intrinsics cost
             // more than the products.

@@ -50,7 +50,7 @@ pub(super) unsafe fn tile<F: Codes, const M: usize>(input: &TileInput, out: &Out
 pub(super) unsafe fn fetch(w: *const u8, code_bytes: usize) {
     for line in 0..code_bytes / 64 {
         // SAFETY: a prefetch may name any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PREFETCH_BYTES + 64 * line).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(w.wrapping_add(PREFETCH_BYTES + 64 * line).cast()) };
     }
 }
 
@@ -62,7 +62,7 @@ pub(super) unsafe fn fetch(w: *const u8, code_bytes: usize) {
 pub(super) unsafe fn fetch_scales(scales: *const u8, panel_bytes: usize, scale_bytes: usize) {
     for line in 0..scale_bytes.div_ceil(64) {
         // SAFETY: a prefetch may name any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(scales.wrapping_add(panel_bytes + 64 * line).cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(scales.wrapping_add(panel_bytes + 64 * line).cast()) };
     }
 }
 
