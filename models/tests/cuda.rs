@@ -128,8 +128,9 @@ fn gguf_files_in_blocks_stay_close_to_their_dequantised_weights() {
     }
 }
 
-/// Sums in 16 bits, and of weights in blocks, are rounded otherwise than on the CPU, so that of two tokens which are as good
-/// as equally likely either may come first.
+/// Sums in 16 bits, and of weights in blocks, are rounded otherwise than on the CPU, which rounds queries to bf16, too, where
+/// it multiplies them in pairs: of two tokens which are nearly as likely either may come first. Both sides stay within 0.3 of
+/// what the weights say.
 #[test]
 fn greedy_tokens_of_every_checkpoint_are_those_of_the_cpu_but_for_ties() {
     let folders = std::fs::read_dir(testdata("")).unwrap().map(|entry| entry.unwrap().path());
@@ -143,7 +144,7 @@ fn greedy_tokens_of_every_checkpoint_are_those_of_the_cpu_but_for_ties() {
         let Some(mut gpu) = open(&name) else { return };
         let mut cpu = Rig::open(&name);
         let is_f32 = gpu.model.spec().weight_bytes == 4 * gpu.model.spec().parameters;
-        let most = if is_f32 { 0.0 } else { 0.3 };
+        let most = if is_f32 { 0.0 } else { 0.6 };
         let start: Vec<u32> = (0..20).map(|index| (3 + index * 37) % 250).collect();
         let (tokens, rows) = cpu.greedy(&start, 24);
         let whole = [&start, &tokens[..23]].concat();
