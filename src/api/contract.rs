@@ -57,6 +57,7 @@ fn add_components(components: &mut Value) {
         "x-ratelimit-remaining-tokens": count("What is left of it."),
         "x-ratelimit-reset-tokens": text("When it is whole again, as OpenAI writes it."),
         "x-millgate-quota-notice": text("Quotas that have reached a threshold: name in quotes, `threshold` and `used` in percent of the amount. Absent below all thresholds."),
+        "x-millgate-soft-limit": text("Soft limits that this request is over, names in quotes: it is served with less weight. Absent when it is over none."),
         "ratelimit-policy": text("Every limit that applies, as the IETF draft writes it."),
         "ratelimit": text("What is left of each."),
     });
@@ -141,6 +142,9 @@ fn add_headers(response: &mut Value, status: &str, is_inference: bool) {
         names.extend(["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]);
         names.extend(["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]);
         names.extend(["ratelimit-policy", "ratelimit", "x-millgate-quota-notice"]);
+    }
+    if is_inference && status == "200" {
+        names.push("x-millgate-soft-limit");
     }
     let mut headers = response["headers"].as_object().cloned().unwrap_or_else(Map::new);
     for name in names {

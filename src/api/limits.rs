@@ -14,20 +14,43 @@ const LONGEST_USEFUL_WAIT: Duration = Duration::from_secs(3600);
 /// When to look again after a store that did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The headers of an admitted request: where limits stand, and which `thresholds` of quotas are reached.
+/// The headers of an admitted request: where limits stand, which `thresholds` of quotas are reached, which soft limits it is over.
 pub(crate) fn standing_headers(standing: &[LimitStanding], thresholds: &[u8]) -> HeaderMap {
     let gauges: Vec<Gauge> = hard(standing).map(gauge).collect();
     let mut headers = limit_headers(&gauges, None);
     if let Some(notice) = notices(standing, thresholds) {
         headers.insert("x-millgate-quota-notice", notice);
     }
+    if let Some(over) = over_soft(standing) {
+        headers.insert("x-millgate-soft-limit", over);
+    }
     headers
 }
 
-/// Quotas told in one header at most, those used most first.
-const NOTICES_MAX: usize = 8;
+/// Limits told in one header at most.
+const TOLD_MAX: usize = 8;
 
-/// `"free: 500000 tokens / day";threshold=80;used=83, ...`: quotas that have reached a threshold, in percent of the amount.
+/// `"free: 10 requests / 1m soft", ...`: the soft limits that the request is over, so that it is computed with less weight.
+fn over_soft(standing: &[LimitStanding]) -> Option<HeaderValue> {
+    let over = standing.iter().filter(|limit| limit.is_over_soft());
+    told(over.take(TOLD_MAX).map(|limit| quoted(&limit.limit)))
+}
+
+/// A name as a structured field may hold it: names of models may hold anything, these printable ASCII.
+fn quoted(name: &str) -> String {
+    let name: String =
+        name.chars().map(|c| if matches!(c, ' '..='~') && !"\"\\".contains(c) { c } else { '?' }).collect();
+    format!("\"{name}\"")
+}
+
+/// The items of a header; none without any.
+fn told(items: impl Iterator<Item = String>) -> Option<HeaderValue> {
+    let text = items.collect::<Vec<_>>().join(", ");
+    HeaderValue::try_from(text).ok().filter(|text| !text.is_empty())
+}
+
+/// `"free: 500000 tokens / day";threshold=80;used=83, ...`: quotas that have reached a threshold, in percent of the amount,
+/// those used most first.
 fn notices(standing: &[LimitStanding], thresholds: &[u8]) -> Option<HeaderValue> {
     let share = |limit: &LimitStanding| u128::from(limit.used) * 100 / u128::from(limit.amount.max(1));
     let mut reached: Vec<_> = standing
@@ -37,13 +60,9 @@ fn notices(standing: &[LimitStanding], thresholds: &[u8]) -> Option<HeaderValue>
         .collect();
     reached.sort_by_key(|(share, ..)| std::cmp::Reverse(*share));
     let item = |(share, threshold, limit): &(u128, u8, &LimitStanding)| {
-        // Names of models may hold anything; a structured field holds printable ASCII.
-        let name: String =
-            limit.limit.chars().map(|c| if matches!(c, ' '..='~') && !"\"\\".contains(c) { c } else { '?' }).collect();
-        format!("\"{name}\";threshold={threshold};used={share}")
+        format!("{};threshold={threshold};used={share}", quoted(&limit.limit))
     };
-    let text = reached.iter().take(NOTICES_MAX).map(item).collect::<Vec<_>>().join(", ");
-    HeaderValue::try_from(text).ok().filter(|text| !text.is_empty())
+    told(reached.iter().take(TOLD_MAX).map(item))
 }
 
 fn hard(standing: &[LimitStanding]) -> impl Iterator<Item = &LimitStanding> {

@@ -61,6 +61,11 @@ impl LimitStanding {
         let is_reached = |percent: &u8| used >= u128::from(self.amount) * u128::from(*percent);
         thresholds.iter().copied().filter(is_reached).max().filter(|_| self.is_quota)
     }
+
+    /// True for a soft limit that is exceeded.
+    pub fn is_over_soft(&self) -> bool {
+        self.mode == Mode::Soft && self.used + self.held > self.amount
+    }
 }
 
 /// A limit said no.

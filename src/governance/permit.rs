@@ -191,6 +191,8 @@ impl Permit {
         let extent = need.extent(at_us, completion_tokens);
         let row = ReservationRecord { request: request.clone(), extents: vec![extent], progress: Usage::default() };
         let stage = Mutex::new(Stage::Unwritten(row));
+        let standing = plan.standing(&counts, now_us);
+        let is_over_soft = standing.iter().any(LimitStanding::is_over_soft);
         Ok(Self {
             core: core.clone(),
             open: Some(Open {
@@ -204,11 +206,11 @@ impl Permit {
             scheduling: Scheduling {
                 flow: flow_of(who),
                 // In eighths, so that the lightest tier has one to lose, too; only the ratios count.
-                weight: if plan.is_over_soft(&counts) { tier.weight } else { tier.weight * SOFT_DIVISOR },
+                weight: if is_over_soft { tier.weight } else { tier.weight * SOFT_DIVISOR },
                 priority: policy.priority,
                 cache_salt: who.cache_salt,
             },
-            standing: plan.standing(&counts, now_us),
+            standing,
             plan,
             reservation: Arc::new(Reservation { records: core.records.clone(), stage }),
             progress: Mutex::default(),

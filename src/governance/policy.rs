@@ -321,10 +321,8 @@ impl Plan {
 
     /// True when a soft limit is exceeded.
     pub(super) fn is_over_soft(&self, counts: &[Count]) -> bool {
-        self.marks.iter().any(|mark| {
-            let count = counts[mark.charge];
-            mark.named.limit.mode == Mode::Soft && count.used + count.held > mark.named.limit.amount
-        })
+        let mut soft = self.marks.iter().filter(|mark| mark.named.limit.mode == Mode::Soft);
+        soft.any(|mark| mark.standing(counts[mark.charge], 0).is_over_soft())
     }
 
     /// True when no limit on tokens or money can make a request of at most `largest` wait longer than `refusing` does.

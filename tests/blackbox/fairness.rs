@@ -92,7 +92,8 @@ async fn a_user_over_a_soft_limit_is_still_served_with_an_eighth_of_the_weight()
     ask(&mut slow, &over, 1, 1000);
     server.open(1).await;
     server.steps(1000).await;
-    assert_eq!(slow.join_next().await.unwrap().unwrap().status, 200, "a soft limit refuses nothing");
+    let first = slow.join_next().await.unwrap().unwrap();
+    assert_eq!((first.status, first.header("x-millgate-soft-limit")), (200, "\"team: 1000 tokens / 1m soft\""));
     // Both want sixteen answers of sixty tokens; of nine rows one belongs to the eighth, eight to the whole weight.
     (0..16).for_each(|_| ask(&mut slow, &over, 1, 60));
     server.open(16).await;

@@ -7,6 +7,7 @@ mod disk_full;
 mod hostile_models;
 mod log_level;
 mod parallel;
+mod power_loss;
 mod run_time_models;
 mod secrecy;
 mod server;

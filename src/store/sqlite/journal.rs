@@ -201,3 +201,18 @@ fn close<'a>(
     }
     Ok(inserted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_commit_of_the_ledger_is_synced() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("ledger.db");
+        Connection::open(&database).unwrap().pragma_update(None, "journal_mode", "wal").unwrap();
+        let journal = Journal::open(&database, Duration::ZERO).unwrap();
+        let level = journal.connection.pragma_query_value(None, "synchronous", |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(level, 2, "FULL: with a write-ahead log, NORMAL would sync at checkpoints only");
+    }
+}

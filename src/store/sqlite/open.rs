@@ -135,3 +135,19 @@ fn migrations() -> Migrator {
     });
     Migrator::with_migrations(migrations.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn changes_of_the_policy_are_synced_at_every_commit_to_a_write_ahead_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: folder.path().into(), ..Config::default() };
+        // Readers are opened like the connection that writes the policy.
+        let records = SqliteRecords::open(&config).await.unwrap();
+        let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&records.pool).await.unwrap();
+        let journal_mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&records.pool).await.unwrap();
+        assert_eq!((synchronous, journal_mode.as_str()), (2, "wal"), "2 is FULL");
+    }
+}
