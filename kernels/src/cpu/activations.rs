@@ -2,7 +2,7 @@
 
 use super::by_level;
 use super::lanes::to_bf16;
-use super::tile::{BF16_STRETCH, LIFT, RUN_WORDS, XPacking};
+use super::tile::{BF16_STRETCH, LIFT, XPacking};
 use crate::quant::{BLOCK, RUN, RUNS_PER_BLOCK, activation_scale, offset, quarters, run_shift, sum_bytes};
 use crate::{Level, WeightFormat};
 
@@ -27,10 +27,10 @@ pub(crate) fn pack_activations(level: Level, input: &ActivationRows<'_>, tile: &
         tile.fill(0);
     }
     #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512 && input.packing == XPacking::Bytes {
-        for (r, x) in input.x.chunks_exact(input.cols).enumerate() {
+    if level >= Level::Avx512 && input.packing.is_bytes() {
+        for (row, x) in input.x.chunks_exact(input.cols).enumerate() {
             // SAFETY: the machine has the pool's level.
-            unsafe { super::avx512::pack_bytes(x, input.format, &mut tile[r..], input.m) };
+            unsafe { super::avx512::pack_bytes(x, &input.place(row), tile) };
         }
         return;
     }
@@ -65,7 +65,7 @@ fn pack(input: &ActivationRows<'_>, tile: &mut [u32]) {
                     }
                 }
             }
-            XPacking::Bytes => pack_bytes(x, input.format, &mut tile[r..], m),
+            XPacking::Bytes | XPacking::ByteRows => pack_bytes(x, &input.place(r), tile),
         }
     }
 }
@@ -90,23 +90,65 @@ fn place(words: impl Iterator<Item = u32>, tile: &mut [u32], m: usize) {
 }
 
 #[inline(always)]
-fn pack_bytes(x: &[f32], format: WeightFormat, tile: &mut [u32], m: usize) {
-    if format.has_long_blocks() {
-        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * RUN_WORDS * m)) {
-            block(x).put(format, tile, m);
+fn pack_bytes(x: &[f32], place: &ByteRow, tile: &mut [u32]) {
+    if place.format.has_long_blocks() {
+        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * place.run_words())) {
+            block(x).put(place, tile);
         }
     } else {
-        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUN_WORDS * m)) {
-            run(x).put(format, tile, m);
+        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(place.run_words())) {
+            run(x).put(place, tile);
         }
     }
 }
+
+/// Where the words of a row of bytes go: among `m` rows, in words of which every run of a tile has as many.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ByteRow {
+    pub(super) format: WeightFormat,
+    packing: XPacking,
+    m: usize,
+    row: usize,
+}
+
+impl ActivationRows<'_> {
+    fn place(&self, row: usize) -> ByteRow {
+        ByteRow { format: self.format, packing: self.packing, m: self.m, row }
+    }
+}
+
+impl ByteRow {
+    /// Words of all rows for a run.
+    #[inline(always)]
+    pub(super) fn run_words(&self) -> usize {
+        self.m * self.packing.run_words()
+    }
+
+    /// Writes the codes of a run.
+    #[inline(always)]
+    fn put_codes(&self, tile: &mut [u32], codes: &ByteCodes) {
+        if self.packing == XPacking::ByteRows {
+            tile[self.row * CODE_WORDS..][..CODE_WORDS].copy_from_slice(&codes.words);
+        } else {
+            place(codes.words.into_iter(), &mut tile[self.row..], self.m);
+        }
+    }
+
+    /// Writes word `index` of those that follow the codes of a run.
+    #[inline(always)]
+    fn put(&self, tile: &mut [u32], index: usize, word: u32) {
+        tile[(CODE_WORDS + index) * self.m + self.row] = word;
+    }
+}
+
+/// Words of the codes of a run.
+const CODE_WORDS: usize = RUN / 4;
 
 /// Thirty-two signed bytes.
 #[derive(Default, Clone, Copy)]
 pub(super) struct ByteCodes {
     /// Four codes each.
-    pub(super) words: [u32; RUN / 4],
+    pub(super) words: [u32; CODE_WORDS],
     /// Of the codes of either half.
     pub(super) sums: [i32; 2],
 }
@@ -131,15 +173,6 @@ pub(super) const ROUND: f32 = 12_582_912.0;
 /// Runs, or blocks, whose largest number is smaller are zero.
 pub(super) const SILENT: f32 = 1e-30;
 
-impl ByteCodes {
-    #[inline(always)]
-    fn put(&self, tile: &mut [u32], m: usize) {
-        for (cell, word) in tile.iter_mut().step_by(m).zip(&self.words) {
-            *cell = *word;
-        }
-    }
-}
-
 /// Where integer sums start: the bits of `lift`, less what the unsigned codes' offset adds to every product.
 #[inline(always)]
 fn start(lift: f32, format: WeightFormat, sum: i32) -> u32 {
@@ -147,37 +180,53 @@ fn start(lift: f32, format: WeightFormat, sum: i32) -> u32 {
 }
 
 impl ByteRun {
-    /// Writes the words of a run, `m` words apart: codes, scale, [`LIFT`] times the scale, where the sum starts.
+    /// Writes the words of a run: codes, scale; for vectors also [`LIFT`] times the scale and where the sum starts.
     #[inline(always)]
-    pub(super) fn put(&self, format: WeightFormat, tile: &mut [u32], m: usize) {
+    pub(super) fn put(&self, place: &ByteRow, tile: &mut [u32]) {
         let Self { codes, scale } = self;
-        codes.put(tile, m);
-        tile[8 * m] = scale.to_bits();
-        tile[9 * m] = (LIFT * scale).to_bits();
-        tile[10 * m] = start(LIFT, format, codes.sums[0] + codes.sums[1]);
+        place.put_codes(tile, codes);
+        place.put(tile, 0, scale.to_bits());
+        if place.packing == XPacking::Bytes {
+            place.put(tile, 1, (LIFT * scale).to_bits());
+            place.put(tile, 2, start(LIFT, place.format, codes.sums[0] + codes.sums[1]));
+        }
     }
 }
 
 impl ByteBlock {
-    /// Writes the words of a block, `m` words apart. In every run: codes, the block's scale, the lift to be taken off sums,
-    /// [`LIFT`] / 2^shift. Then with `Q6K`, where the sums of the halves start. With minima, runs 0 to 3 have a word of
-    /// [`sum_bytes`] each: the high ones of runs 0–3 and 4–7, the low ones of runs 0–3 and 4–7.
+    /// Writes the words of a block.
+    ///
+    /// For vectors every run has codes, the block's scale, the lift to be taken off sums, [`LIFT`] / 2^shift, then with
+    /// `Q6K`, where the sums of the halves start. With minima, runs 0 to 3 have a word of [`sum_bytes`] each: the high ones
+    /// of runs 0–3 and 4–7, the low ones of runs 0–3 and 4–7.
+    /// For tile registers every run has codes, a word and 2^-shift. The word is the block's scale in run 0, and of
+    /// [`sum_bytes`] in runs 1 to 4.
     #[inline(always)]
-    pub(super) fn put(&self, format: WeightFormat, tile: &mut [u32], m: usize) {
+    pub(super) fn put(&self, place: &ByteRow, tile: &mut [u32]) {
+        let is_for_vectors = place.packing == XPacking::Bytes;
         let mut sums = [[0u8; RUNS_PER_BLOCK]; 2];
-        for (r, (codes, tile)) in self.runs.iter().zip(tile.chunks_mut(RUN_WORDS * m)).enumerate() {
-            codes.put(tile, m);
-            tile[8 * m] = self.scale.to_bits();
-            let lift = f32::from_bits(LIFT.to_bits() - (self.shifts[r] << 23));
-            tile[9 * m] = lift.to_bits();
-            tile[10 * m] = start(lift, format, codes.sums[0]);
-            tile[11 * m] = start(lift, format, codes.sums[1]);
-            [sums[0][r], sums[1][r]] = sum_bytes(quarters(codes.sums[0] + codes.sums[1], self.shifts[r]));
+        for (r, (codes, tile)) in self.runs.iter().zip(tile.chunks_mut(place.run_words())).enumerate() {
+            place.put_codes(tile, codes);
+            let shift = self.shifts[r];
+            if is_for_vectors {
+                place.put(tile, 0, self.scale.to_bits());
+                let lift = f32::from_bits(LIFT.to_bits() - (shift << 23));
+                place.put(tile, 1, lift.to_bits());
+                place.put(tile, 2, start(lift, place.format, codes.sums[0]));
+                place.put(tile, 3, start(lift, place.format, codes.sums[1]));
+            } else {
+                if r == 0 {
+                    place.put(tile, 0, self.scale.to_bits());
+                }
+                place.put(tile, 1, (127 - shift) << 23);
+            }
+            [sums[0][r], sums[1][r]] = sum_bytes(quarters(codes.sums[0] + codes.sums[1], shift));
         }
-        if format != WeightFormat::Q6K {
+        if place.format != WeightFormat::Q6K {
+            let (first_run, index) = if is_for_vectors { (0, 2) } else { (1, 0) };
             let words = sums.as_flattened().as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
-            for (tile, word) in tile.chunks_mut(RUN_WORDS * m).zip(words) {
-                tile[10 * m] = word;
+            for (tile, word) in tile.chunks_mut(place.run_words()).skip(first_run).zip(words) {
+                place.put(tile, index, word);
             }
         }
     }

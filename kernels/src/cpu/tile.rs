@@ -7,6 +7,7 @@ use super::{Level, scalar};
 use crate::WeightFormat;
 #[cfg(target_arch = "x86_64")]
 use crate::quant::RUN;
+use std::ops::Range;
 
 /// How activations are laid out for a kernel. A tile holds `m` rows side by side, so that one step reads `m` words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +25,9 @@ pub(crate) enum XPacking {
     /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, `[m]` lifts, two times `[m]` of format-dependent
     /// sums. [`super::activations`] says what they are.
     Bytes,
+    /// Per run of 32: `[m][8]` words of four signed bytes, two times `[m]` of format-dependent words, said there, too.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the tile registers of x86"))]
+    ByteRows,
 }
 
 impl XPacking {
@@ -34,8 +38,19 @@ impl XPacking {
             Self::Bf16AsF32 => cols.next_multiple_of(2),
             Self::Bf16Pairs => cols.div_ceil(2),
             Self::Bf16Rows => cols.div_ceil(BF16_STRETCH) * (BF16_STRETCH / 2),
-            Self::Bytes => cols / 32 * RUN_WORDS,
+            Self::Bytes | Self::ByteRows => cols / 32 * self.run_words(),
         }
+    }
+
+    /// Whether activations become signed bytes.
+    pub(crate) fn is_bytes(self) -> bool {
+        matches!(self, Self::Bytes | Self::ByteRows)
+    }
+
+    /// Words of a row and run of bytes.
+    #[inline(always)]
+    pub(crate) fn run_words(self) -> usize {
+        if self == Self::ByteRows { ROW_RUN_WORDS } else { RUN_WORDS }
     }
 }
 
@@ -44,6 +59,8 @@ pub(crate) const BF16_STRETCH: usize = 32;
 
 /// Words a row and run take in [`XPacking::Bytes`]: eight of codes, scale, lift, two sums.
 pub(crate) const RUN_WORDS: usize = 12;
+/// Words a row and run take in [`XPacking::ByteRows`]: eight of codes, two more.
+pub(crate) const ROW_RUN_WORDS: usize = 10;
 
 /// What an integer sum is added to so that its bits are those of a float: `LIFT + sum`, exact for sums below 2²².
 pub(crate) const LIFT: f32 = 12_582_912.0;
@@ -93,6 +110,17 @@ pub(crate) const CACHE_LINE: usize = 64;
 impl Ahead {
     /// Nothing.
     pub(crate) const NONE: Self = Self { at: std::ptr::null(), lines_per_run: 0 };
+
+    /// The share of the bytes that are `coming` of a call that begins when `done` of `runs` runs are over, each of which
+    /// fetches as much.
+    pub(crate) fn share(weights: &[u8], coming: &Range<usize>, done: usize, runs: usize) -> Self {
+        let lines_per_run = coming.len().div_ceil(CACHE_LINE * runs);
+        let done = done * lines_per_run * CACHE_LINE;
+        if done >= coming.len() {
+            return Self::NONE;
+        }
+        Self { at: weights.as_ptr().wrapping_add(coming.start + done), lines_per_run }
+    }
 
     /// How far to go with every step of `inputs` inputs, for kernels that fetch a line a step: less than a line where
     /// several steps share one.

@@ -4,6 +4,8 @@
 //! memory once, as fast as memory goes. Many rows: a group of panels stays in the second-level cache while all rows pass
 //! over it.
 
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod product;
 mod rows;
 #[cfg(target_arch = "x86_64")]

@@ -2,6 +2,8 @@
 
 use super::rows::{Layout, RowCut, laid_out};
 use super::vectors;
+#[cfg(target_arch = "x86_64")]
+use super::{bytes, tiles};
 use crate::cpu::Kernel;
 use crate::error::expect_len;
 use crate::share::Shared;
@@ -60,13 +62,23 @@ pub fn linear_each(pool: &Pool, x: &[f32], products: &mut [Product<'_>]) -> Resu
         }
         #[cfg(target_arch = "x86_64")]
         if pool.level() == crate::Level::Amx && w.format() == crate::WeightFormat::Bf16 {
-            use super::tiles;
             let cut = RowCut::of(m, tiles::MAX_ROWS);
             // Every tile is as high as the first, so that the registers keep one shape.
             let layout = Layout { packing: crate::cpu::XPacking::Bf16Rows, row_count: &|_| cut.rows_per_tile };
             laid_out(pool, x, w, (&layout, &cut), |rows| {
                 for product in alike {
                     tiles::multiply(pool, &cut, rows, product.weight, &product.target());
+                }
+            });
+            continue;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if pool.level() == crate::Level::Amx && w.format().is_quantised() && m >= bytes::MIN_ROWS {
+            let cut = bytes::cut_rows(m);
+            let layout = Layout { packing: crate::cpu::XPacking::ByteRows, row_count: &|_| cut.rows_per_tile };
+            laid_out(pool, x, w, (&layout, &cut), |tiles| {
+                for product in alike {
+                    bytes::multiply(pool, &cut, tiles, product.weight, &product.target());
                 }
             });
             continue;

@@ -2,7 +2,7 @@
 
 use super::product::{CACHED_WEIGHT_BYTES, PARTS_A_THREAD, Target};
 use super::rows::{RowCut, Tiles};
-use crate::cpu::{Ahead, CACHE_LINE, Kernel, Out, TileInput};
+use crate::cpu::{Ahead, Kernel, Out, TileInput};
 use crate::panels::panel_rows;
 use crate::quant::RUN;
 use crate::{PackedMatrix, Pool};
@@ -94,6 +94,13 @@ impl Product<'_> {
                 let m = kernel.row_count_for(rows);
                 let at_once = if m <= kernel.two_panels_up_to { 2 } else { 1 };
                 for panel in group.clone().step_by(at_once) {
+                    let ahead = if fetches_ahead(cut) {
+                        let runs = (to - from).div_ceil(RUN);
+                        let call = tile * group.len() + panel - group.start;
+                        Ahead::share(w.panels(), &coming, call * runs, calls * runs)
+                    } else {
+                        Ahead::NONE
+                    };
                     let input = TileInput {
                         format: w.format(),
                         panel: w.panels()[panel * w.panel_bytes()..].as_ptr(),
@@ -104,7 +111,7 @@ impl Product<'_> {
                         cols: w.cols(),
                         from,
                         to,
-                        ahead: self.ahead((tile * group.len() + panel - group.start, calls), to - from, &coming),
+                        ahead,
                     };
                     let output = panel * height;
                     let is_last = to == w.cols();
@@ -136,20 +143,6 @@ impl Product<'_> {
             (next.start * panel_bytes, next.len())
         };
         at..at + panels * bytes_per_span
-    }
-
-    /// What call `call` of `calls`, for `inputs` inputs, fetches of the bytes that are coming: every call its share.
-    fn ahead(&self, (call, calls): (usize, usize), inputs: usize, coming: &Range<usize>) -> Ahead {
-        if !fetches_ahead(self.cut) {
-            return Ahead::NONE;
-        }
-        let runs = inputs.div_ceil(RUN);
-        let lines_per_run = coming.len().div_ceil(CACHE_LINE * calls * runs);
-        let done = call * lines_per_run * runs * CACHE_LINE;
-        if done >= coming.len() {
-            return Ahead::NONE;
-        }
-        Ahead { at: self.w.panels().as_ptr().wrapping_add(coming.start + done), lines_per_run }
     }
 }
 

@@ -1,11 +1,13 @@
 //! AMX: a register is a tile of 16 rows, one instruction multiplies two tiles.
 //!
-//! Used for bf16 weights. Quantised ones stay with the vectors: a run's scale must be multiplied in after every 32 inputs,
-//! and taking the sums out of the tiles for that costs more than the tiles save.
+//! Used for bf16 weights, and for quantised ones with enough rows: their scales must be multiplied in after every 32 inputs,
+//! by vectors, which takes longer than the products.
 
+mod bytes;
 mod product;
 mod tiles;
 
+pub(crate) use bytes::{BYTE_ROW_COUNTS, ByteProduct, multiply_bytes};
 pub(crate) use product::{PAIR_BYTES, STRETCH, Sums, TileProduct, multiply};
 pub(super) use tiles::are_available;
-pub(crate) use tiles::{release, shape};
+pub(crate) use tiles::{release, shape, shape_for_bytes};

@@ -1,9 +1,11 @@
 //! The tile registers: asking the system for them, shaping them, giving them back.
 //!
-//! Eight tiles of up to 16 rows of 64 bytes. The kernels use them all alike: 0–3 hold sums, 4 and 5 activations (first and
-//! second sixteen rows), 6 and 7 weights. No compiler touches them unasked, so they keep their contents between two
+//! Eight tiles of up to 16 rows of 64 bytes. Kernels of bf16: 0–3 hold sums, 4 and 5 activations (first and second sixteen
+//! rows), 6 and 7 weights. Of bytes: 0 and 1 hold sums, 2 and 3 activations, 4 and 5 weights. No compiler touches them unasked, so they keep their contents between two
 //! pieces of assembly.
 
+use super::bytes::part_inputs;
+use crate::WeightFormat;
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 
@@ -23,38 +25,69 @@ struct Shapes {
 }
 
 impl Shapes {
-    /// For `m` rows of activations, at most 32.
-    fn of(m: usize) -> Self {
-        let mut shapes = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let mut shape = |tile: usize, rows: usize| {
-            if rows > 0 {
-                shapes.rows[tile] = rows as u8;
-                shapes.row_bytes[tile] = ROW_BYTES as u16;
-            }
-        };
-        for (half, rows) in [m.min(TILE_ROWS), m.saturating_sub(TILE_ROWS)].into_iter().enumerate() {
-            shape(2 * half, rows);
-            shape(2 * half + 1, rows);
-            shape(4 + half, rows);
+    const NONE: Self = Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+
+    fn set(&mut self, tile: usize, rows: usize, row_bytes: usize) {
+        if rows > 0 {
+            self.rows[tile] = rows as u8;
+            self.row_bytes[tile] = row_bytes as u16;
         }
-        shape(6, TILE_ROWS);
-        shape(7, TILE_ROWS);
+    }
+
+    /// For products of bf16 with `m` rows of activations, at most 32.
+    fn of(m: usize) -> Self {
+        let mut shapes = Self::NONE;
+        for (half, rows) in [m.min(TILE_ROWS), m.saturating_sub(TILE_ROWS)].into_iter().enumerate() {
+            for tile in [2 * half, 2 * half + 1, 4 + half] {
+                shapes.set(tile, rows, ROW_BYTES);
+            }
+        }
+        shapes.set(6, TILE_ROWS, ROW_BYTES);
+        shapes.set(7, TILE_ROWS, ROW_BYTES);
         shapes
+    }
+
+    /// For products of bytes: `m` rows of activations, at most 16, `inputs` inputs at a time.
+    fn of_bytes(m: usize, inputs: usize) -> Self {
+        let mut shapes = Self::NONE;
+        for turn in 0..2 {
+            shapes.set(turn, m, ROW_BYTES);
+            shapes.set(2 + turn, m, inputs);
+            shapes.set(4 + turn, inputs / 4, ROW_BYTES);
+        }
+        shapes
+    }
+
+    /// Shapes this thread's tiles, and clears them.
+    ///
+    /// # Safety
+    /// [`are_available`] said yes.
+    unsafe fn apply(&self) {
+        // SAFETY: 64 readable bytes; the caller's promise.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &raw const *self, options(nostack, readonly),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
+        }
     }
 }
 
-/// Shapes this thread's tiles for `m` rows of activations, at most 32, and clears them.
+/// Shapes this thread's tiles for products of bf16 with `m` rows of activations, at most 32, and clears them.
 ///
 /// # Safety
 /// [`are_available`] said yes.
 pub(crate) unsafe fn shape(m: usize) {
-    let shapes = Shapes::of(m);
-    // SAFETY: 64 readable bytes; the caller's promise.
-    unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly),
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _);
-    }
+    // SAFETY: the caller's promise.
+    unsafe { Shapes::of(m).apply() }
+}
+
+/// Shapes this thread's tiles for [`multiply_bytes`](super::multiply_bytes) with `m` rows, at most 16, and clears them.
+///
+/// # Safety
+/// [`are_available`] said yes.
+pub(crate) unsafe fn shape_for_bytes(format: WeightFormat, m: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { Shapes::of_bytes(m, part_inputs(format)).apply() }
 }
 
 /// Gives the tiles back, so that the system need not keep them when it switches threads.

@@ -1,21 +1,19 @@
 //! Rows of activations as bytes: the plain form's numbers, a run of them in two registers.
 
-use crate::WeightFormat;
-use crate::cpu::activations::{ByteBlock, ByteCodes, ByteRun, ROUND, SILENT, inverse_of_run};
-use crate::cpu::tile::RUN_WORDS;
+use crate::cpu::activations::{ByteBlock, ByteCodes, ByteRow, ByteRun, ROUND, SILENT, inverse_of_run};
 use crate::quant::{BLOCK, RUN, RUNS_PER_BLOCK, activation_scale, run_shift};
 use std::arch::x86_64::*;
 
-/// Lays one row out beside the others, `m` words apart.
+/// Lays one row out in its place among the others.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(in crate::cpu) fn pack_bytes(x: &[f32], format: WeightFormat, tile: &mut [u32], m: usize) {
-    if format.has_long_blocks() {
-        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * RUN_WORDS * m)) {
-            block(x).put(format, tile, m);
+pub(in crate::cpu) fn pack_bytes(x: &[f32], place: &ByteRow, tile: &mut [u32]) {
+    if place.format.has_long_blocks() {
+        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * place.run_words())) {
+            block(x).put(place, tile);
         }
     } else {
-        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUN_WORDS * m)) {
-            run(x).put(format, tile, m);
+        for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(place.run_words())) {
+            run(x).put(place, tile);
         }
     }
 }

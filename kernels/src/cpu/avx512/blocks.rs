@@ -56,7 +56,7 @@ pub(super) unsafe fn tile<F: Blocks, const M: usize>(input: &TileInput, out: &Ou
                 x = x.add(RUN_WORDS * M);
             }
             if !F::TWO_SCALES {
-                subtract_minima::<M>(&mut sums, first, scales);
+                minima_of_block::<M>(&mut sums, |i, m| first.add((i * RUN_WORDS + 10) * M + m).read(), scales);
             }
             for (m, sum) in acc.iter_mut().enumerate() {
                 *sum = _mm512_fmadd_ps(sums[m], float::<M>(first, 8, m), *sum);
@@ -128,20 +128,23 @@ unsafe fn add_lifted<const M: usize>(sums: &mut [__m512; M], dots: &[__m512i; M]
 }
 
 /// Takes the minima of a block off its sums: four products with the sums of a row's codes, which are in quarters of the
-/// block's scale and in two bytes each. `x`: the first row's first word of the block.
+/// block's scale and in two bytes each. `word`: which of [`ByteBlock::put`](crate::cpu::activations), of which row.
 ///
 /// # Safety
-/// AVX-512 F and VNNI; `x` has `RUN_WORDS` words a row for every run of the block; `scales` are those of a `Q4K` or `Q5K`
-/// block.
+/// AVX-512 F and VNNI; `scales` are those of a `Q4K` or `Q5K` block.
 #[inline(always)]
-unsafe fn subtract_minima<const M: usize>(sums: &mut [__m512; M], x: *const u32, scales: *const u8) {
+pub(in crate::cpu) unsafe fn minima_of_block<const M: usize>(
+    sums: &mut [__m512; M],
+    word: impl Fn(usize, usize) -> u32,
+    scales: *const u8,
+) {
     // SAFETY: the caller's promise; the offsets are those of `panels`.
     unsafe {
         let first = _mm512_loadu_si512(scales.add(K_MINS_AT).cast());
         let second = _mm512_loadu_si512(scales.add(K_MINS_AT + 64).cast());
         let scale = _mm512_mul_ps(halves(scales.add(32)), _mm512_set1_ps(0.25));
-        for (m, sum) in sums.iter_mut().enumerate() {
-            let part = |i: usize| word::<M>(x, i * RUN_WORDS + 10, m);
+        for (row, sum) in sums.iter_mut().enumerate() {
+            let part = |index: usize| _mm512_set1_epi32(word(index, row).cast_signed());
             let high = _mm512_dpbusd_epi32(_mm512_setzero_si512(), first, part(0));
             let high = _mm512_slli_epi32::<7>(_mm512_dpbusd_epi32(high, second, part(1)));
             let all = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(high, first, part(2)), second, part(3));
@@ -155,7 +158,7 @@ unsafe fn subtract_minima<const M: usize>(sums: &mut [__m512; M], x: *const u32,
 /// # Safety
 /// AVX-512 F; 16 readable bytes.
 #[inline(always)]
-unsafe fn signed_bytes(at: *const u8) -> __m512 {
+pub(in crate::cpu) unsafe fn signed_bytes(at: *const u8) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
 }
@@ -165,7 +168,7 @@ unsafe fn signed_bytes(at: *const u8) -> __m512 {
 /// # Safety
 /// As [`signed_bytes`].
 #[inline(always)]
-unsafe fn unsigned_bytes(at: *const u8) -> __m512 {
+pub(in crate::cpu) unsafe fn unsigned_bytes(at: *const u8) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))) }
 }

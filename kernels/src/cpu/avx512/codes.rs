@@ -153,7 +153,7 @@ pub(super) unsafe fn add_groups<F: Codes, const M: usize>(dots: &mut [__m512i; M
 /// # Safety
 /// AVX-512 F; 32 readable bytes.
 #[inline(always)]
-pub(super) unsafe fn halves(at: *const u8) -> __m512 {
+pub(in crate::cpu) unsafe fn halves(at: *const u8) -> __m512 {
     // SAFETY: the caller's promise.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
 }

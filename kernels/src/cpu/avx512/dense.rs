@@ -127,7 +127,7 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
         if out.resumes {
             for (m, row) in acc.iter_mut().enumerate().take(out.rows) {
                 for (v, sum) in row.iter_mut().enumerate() {
-                    *sum = _mm512_maskz_loadu_ps(lanes_of(out.lanes, v), out.y.wrapping_add(m * out.stride + v * 16));
+                    *sum = load(out, m, v);
                 }
             }
         }
@@ -177,7 +177,7 @@ pub(super) unsafe fn tile<W: Weights, const M: usize, const V: usize>(input: &Ti
 /// # Safety
 /// AVX-512 F; the pointers of `out` are valid for its sizes, `m < out.rows`.
 #[inline(always)]
-pub(super) unsafe fn store(out: &Out, m: usize, v: usize, sum: __m512) {
+pub(in crate::cpu) unsafe fn store(out: &Out, m: usize, v: usize, sum: __m512) {
     // SAFETY: masked to the lanes that exist.
     unsafe {
         let lanes = lanes_of(out.lanes, v);
@@ -188,6 +188,16 @@ pub(super) unsafe fn store(out: &Out, m: usize, v: usize, sum: __m512) {
         };
         _mm512_mask_storeu_ps(out.y.wrapping_add(m * out.stride + v * 16), lanes, sum);
     }
+}
+
+/// Reads what [`store`] wrote of register `v` of row `m`.
+///
+/// # Safety
+/// As [`store`].
+#[inline(always)]
+pub(in crate::cpu) unsafe fn load(out: &Out, m: usize, v: usize) -> __m512 {
+    // SAFETY: masked to the lanes that exist.
+    unsafe { _mm512_maskz_loadu_ps(lanes_of(out.lanes, v), out.y.wrapping_add(m * out.stride + v * 16)) }
 }
 
 /// The lanes of register `v` among `lanes` outputs.

@@ -71,7 +71,7 @@ pub(super) unsafe fn fetch_scales(scales: *const u8, panel_bytes: usize, scale_b
 /// # Safety
 /// As [`fetch`].
 #[inline(always)]
-pub(super) unsafe fn fetch_ahead(mut ahead: *const u8, lines: usize) -> *const u8 {
+pub(in crate::cpu) unsafe fn fetch_ahead(mut ahead: *const u8, lines: usize) -> *const u8 {
     for _ in 0..lines {
         // SAFETY: a prefetch may name any address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) };
