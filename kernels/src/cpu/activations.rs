@@ -27,7 +27,7 @@ pub(crate) fn pack_activations(level: Level, input: &ActivationRows<'_>, tile: &
         tile.fill(0);
     }
     #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512 && input.packing.is_bytes() {
+    if level >= Level::Avx512 && matches!(input.packing, XPacking::Bytes | XPacking::ByteRows) {
         for (row, x) in input.x.chunks_exact(input.cols).enumerate() {
             // SAFETY: the machine has the pool's level.
             unsafe { super::avx512::pack_bytes(x, &input.place(row), tile) };

@@ -19,5 +19,5 @@ pub(crate) use activations::{ActivationRows, bf16_pair, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
 pub(crate) use softmax::weigh_in_bf16;
-pub(crate) use tile::{Ahead, Factors, Kernel, Out, ROW_RUN_WORDS, StridedTile, TileInput, XPacking, strided_tile};
+pub(crate) use tile::{Ahead, Factors, Kernel, Out, StridedTile, TileInput, XPacking, strided_tile};
 pub(crate) use widen::widen_pairs;

@@ -42,11 +42,6 @@ impl XPacking {
         }
     }
 
-    /// Whether activations become signed bytes.
-    pub(crate) fn is_bytes(self) -> bool {
-        matches!(self, Self::Bytes | Self::ByteRows)
-    }
-
     /// Words of a row and run of bytes.
     #[inline(always)]
     pub(crate) fn run_words(self) -> usize {

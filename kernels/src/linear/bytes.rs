@@ -6,9 +6,9 @@
 
 use super::product::{PARTS_A_THREAD, Target};
 use super::rows::{RowCut, Tiles};
-use crate::cpu::amx::{BYTE_ROW_COUNTS, ByteProduct, multiply_bytes, release, shape_for_bytes};
+use crate::cpu::amx::{BYTE_ROW_COUNTS, ByteProduct, ROW_RUN_WORDS, multiply_bytes, release, shape_for_bytes};
 use crate::cpu::avx512::{SIGNED_RUN_BYTES, sign_codes};
-use crate::cpu::{Ahead, Out, ROW_RUN_WORDS, by_level};
+use crate::cpu::{Ahead, Out, by_level};
 use crate::panels::{QUANT_ROWS, QuantLayout, quant_layout};
 use crate::quant::{RUN, RUNS_PER_BLOCK};
 use crate::share::{Line, with_scratch};

@@ -7,6 +7,7 @@ mod bytes;
 mod product;
 mod tiles;
 
+pub(crate) use crate::cpu::tile::ROW_RUN_WORDS;
 pub(crate) use bytes::{BYTE_ROW_COUNTS, ByteProduct, multiply_bytes};
 pub(crate) use product::{PAIR_BYTES, STRETCH, Sums, TileProduct, multiply};
 pub(super) use tiles::are_available;
