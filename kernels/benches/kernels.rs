@@ -201,7 +201,7 @@ impl Bench {
         let last = SequenceSpan { query_start: (queries - 1) as u32, query_len: 1, ..spans[0] };
         reference::paged_attention(&q, &kv, &AttentionBatch { sequences: &[last], ..batch }, heads, &mut wanted);
         let row = (queries - 1) * heads * head_dim..queries * heads * head_dim;
-        let rounds = self.pool.level() == Level::Avx512Bf16 && dtype == KvDtype::Bf16;
+        let rounds = self.pool.level() >= Level::Avx512Bf16 && dtype == KvDtype::Bf16;
         assert_close(&out[row.clone()], &wanted[row], if rounds { 0.02 } else { 1e-5 }, name);
         let time =
             median(&self.pool, || paged_attention(&self.pool, &q, &kv, &batch, &mut out).expect("the shapes fit"));
@@ -210,7 +210,7 @@ impl Bench {
             self.report(name, time, (bytes as f64, "GB/s", self.peaks.read));
         } else {
             let pairs = queries * context - queries * (queries - 1) / 2;
-            let peak = if rounds { self.peaks.bf16 } else { self.peaks.f32 };
+            let peak = if rounds { self.fitting_peak(WeightFormat::Bf16) } else { self.peaks.f32 };
             self.report(name, time, (4.0 * (pairs * heads * head_dim) as f64, "GOP/s", peak));
         }
     }

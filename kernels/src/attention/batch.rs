@@ -40,8 +40,8 @@ pub struct AttentionBatch<'a> {
 /// [`KernelError::Shape`] or [`KernelError::Range`] when lengths, rows or block ids do not fit, or when spans overlap;
 /// `out` is then untouched.
 /// # Rounding
-/// With keys and values in bf16 and a level that multiplies bf16 in pairs, queries and weights are rounded to bf16, as a
-/// model in bf16 has them: next to exact weights of exactly representable queries, a result is off by at most 2⁻⁸ of the
+/// With keys and values in bf16 and a level that multiplies bf16 in pairs (in tiles only heads of whole 32 elements),
+/// queries and weights are rounded to bf16, as a model in bf16 has them: next to exact weights of exactly representable queries, a result is off by at most 2⁻⁸ of the
 /// largest value.
 /// # Source
 /// Paged blocks as in arXiv:2309.06180; running softmax as in arXiv:2205.14135.

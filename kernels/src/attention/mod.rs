@@ -6,13 +6,16 @@
 //! are merged in order, each rescaled to the common peak. Segments are also what long contexts at small batch are shared
 //! among threads by; they are there even when nothing is shared.
 //!
-//! Where the machine is faster with dot products of bf16 pairs than with f32, and the cache holds bf16, scaled queries and
-//! the weights of a softmax are rounded to bf16 and sums stay in f32; everywhere else all of it is f32.
+//! Where the machine is faster with dot products of bf16 pairs than with f32, or has tile registers for them, and the cache
+//! holds bf16, scaled queries and the weights of a softmax are rounded to bf16 and sums stay in f32; everywhere else all of
+//! it is f32. Tile registers take heads of whole 32 elements; shorter ones stay with f32.
 
 mod batch;
 mod segment;
 mod softmax;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod widen;
 mod work;
 

@@ -7,7 +7,7 @@
 //! a kernel keeps in registers. Rows are left out of what none of a kernel's rows sees, so that the triangle at the end of
 //! a prompt costs little more than half of its square.
 
-use super::softmax::{SegmentRows, soften, soften_to_bf16};
+use super::softmax::{SegmentRows, soften, soften_row_to_bf16};
 use super::tile::{Tile, TileSizes, TileWork};
 use super::widen::{Stored, copy, widen};
 use super::work::{Inputs, SEGMENT_BLOCKS};
@@ -21,6 +21,8 @@ pub(super) const CHUNK_BLOCKS: usize = 4;
 /// Floats from one row of scores to the next: the positions of a segment, and a cache line more, so that the rows that a
 /// kernel reads together lie in different sets of the first-level cache.
 pub(super) const SCORE_PITCH: usize = SEGMENT_BLOCKS * BLOCK_TOKENS + 16;
+/// The same for weights in bf16.
+pub(super) const ROUNDED_PITCH: usize = SEGMENT_BLOCKS * BLOCK_TOKENS + 32;
 
 impl Tile {
     /// Computes the sums of one segment of positions.
@@ -38,14 +40,13 @@ impl Tile {
         let last = self.last_block.min((segment + 1) * SEGMENT_BLOCKS - 1);
         let ids = &inputs.batch.tables[self.table_start + first..=self.table_start + last];
         let blocks = Blocks { inputs, kv_head: self.kv_head, ids, start: first % SEGMENT_BLOCKS * BLOCK_TOKENS };
-        self.sizes.score(&rows, &blocks, work);
-        let (level, sums) = (self.sizes.level, &mut work.segment);
-        if self.sizes.pairs {
-            soften_to_bf16(level, &rows, work.scores, work.rounded, (sums.peak, sums.weight));
-        } else {
-            soften(level, &rows, work.scores, sums.peak, sums.weight);
+        #[cfg(target_arch = "x86_64")]
+        if self.sizes.products == super::tile::Products::Tiles {
+            return self.sizes.attend_in_tiles(&rows, &blocks, work);
         }
-        sums.value.fill(0.0);
+        self.sizes.score(&rows, &blocks, work);
+        self.sizes.soften(&rows, work);
+        work.segment.value.fill(0.0);
         if self.sizes.in_place {
             self.sizes.gather_in_place(&rows, &blocks, work);
         } else {
@@ -55,17 +56,17 @@ impl Tile {
 }
 
 /// The blocks of one segment that a tile reads.
-struct Blocks<'a> {
+pub(super) struct Blocks<'a> {
     inputs: &'a Inputs<'a>,
     kv_head: usize,
-    ids: &'a [u32],
+    pub(super) ids: &'a [u32],
     /// First key of the first block, counted from the segment's first position.
-    start: usize,
+    pub(super) start: usize,
 }
 
 impl Blocks<'_> {
     /// Keys and values of a block.
-    fn stored(&self, index: usize) -> (&[u8], &[u8]) {
+    pub(super) fn stored(&self, index: usize) -> (&[u8], &[u8]) {
         self.inputs.kv.block(self.ids[index] as usize, self.kv_head)
     }
 
@@ -87,7 +88,7 @@ impl Blocks<'_> {
     }
 
     /// The positions of a block, counted from the segment's first.
-    fn positions(&self, index: usize) -> Range<usize> {
+    pub(super) fn positions(&self, index: usize) -> Range<usize> {
         let start = self.start + index * BLOCK_TOKENS;
         start..start + BLOCK_TOKENS
     }
@@ -97,9 +98,21 @@ impl TileSizes {
     /// How queries are multiplied with keys, and weights with values, that lie as they are stored.
     fn factors_in_place(&self, dtype: KvDtype) -> Factors {
         match dtype {
-            _ if self.pairs => Factors::Bf16,
+            _ if self.products.round() => Factors::Bf16,
             KvDtype::F32 => Factors::F32,
             KvDtype::Bf16 => Factors::WidenedBf16,
+        }
+    }
+
+    /// Turns the scores of a segment into weights.
+    fn soften(&self, rows: &SegmentRows, work: &mut TileWork) {
+        let sums = &mut work.segment;
+        if !self.products.round() {
+            return soften(self.level, rows, work.scores, sums.peak, sums.weight);
+        }
+        let rounded = work.rounded.chunks_exact_mut(ROUNDED_PITCH);
+        for (row, (scores, rounded)) in work.scores.chunks_exact_mut(SCORE_PITCH).zip(rounded).enumerate() {
+            (sums.peak[row], sums.weight[row]) = soften_row_to_bf16(self.level, rows, row, scores, rounded);
         }
     }
 
@@ -113,7 +126,7 @@ impl TileSizes {
             let is_last = index + 1 == blocks.ids.len();
             let next = if is_last { blocks.stored(0).1 } else { blocks.stored(index + 1).0 };
             let (mut w, mut factors) = (keys.as_ptr(), self.factors_in_place(blocks.dtype()));
-            if !self.in_place && !self.pairs {
+            if !self.in_place && !self.products.round() {
                 widen(self.level, blocks.keys(index), work.copied);
                 (w, factors) = (work.copied.as_ptr().cast(), Factors::F32);
             }
@@ -143,7 +156,7 @@ impl TileSizes {
 
     /// Adds up the values, copied a few blocks and 32 columns at a time.
     fn gather(&self, rows: &SegmentRows, blocks: &Blocks, work: &mut TileWork) {
-        let (factors, per_word) = if self.pairs { (Factors::Bf16, 2) } else { (Factors::F32, 1) };
+        let (factors, per_word) = if self.products.round() { (Factors::Bf16, 2) } else { (Factors::F32, 1) };
         for first in (0..blocks.ids.len()).step_by(CHUNK_BLOCKS) {
             let chunk = first..blocks.ids.len().min(first + CHUNK_BLOCKS);
             let positions = blocks.positions(chunk.start).start..blocks.positions(chunk.end - 1).end;
@@ -151,7 +164,8 @@ impl TileSizes {
                 let targets = work.copied.chunks_mut(BLOCK_TOKENS / per_word * PANEL_COLUMNS);
                 for (index, target) in chunk.clone().zip(targets) {
                     let panel = blocks.panel(index, column);
-                    if self.pairs { copy(self.level, panel, target) } else { widen(self.level, panel, target) }
+                    let lay_out = if self.products.round() { copy } else { widen };
+                    lay_out(self.level, panel, target);
                 }
                 for row in (0..self.rows).step_by(self.m) {
                     let seen = whole_words(intersection(&rows.seen_by_rows_from(row), &positions));
@@ -193,11 +207,10 @@ impl TileSizes {
     ///
     /// What lies beyond `seen` is left out: it may never have been written, and anything times a NaN is NaN.
     fn add_values(&self, row: usize, column: usize, seen: Range<usize>, values: Values, work: &mut TileWork) {
-        let at = row * SCORE_PITCH + seen.start;
-        let (x, x_stride) = if self.pairs {
-            (work.rounded[at..].as_ptr().cast(), SCORE_PITCH / 2)
+        let (x, x_stride) = if self.products.round() {
+            (work.rounded[row * ROUNDED_PITCH + seen.start..].as_ptr().cast(), ROUNDED_PITCH / 2)
         } else {
-            (work.scores[at..].as_ptr().cast(), SCORE_PITCH)
+            (work.scores[row * SCORE_PITCH + seen.start..].as_ptr().cast(), SCORE_PITCH)
         };
         let tile = StridedTile {
             factors: values.factors,
@@ -227,7 +240,7 @@ struct Values {
     ahead_stride: usize,
 }
 
-fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+pub(super) fn intersection(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     let start = a.start.max(b.start);
     start..a.end.min(b.end).max(start)
 }

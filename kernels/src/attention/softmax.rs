@@ -4,9 +4,9 @@
 //! weights are rounded to bf16 before they are added up, so that they are shares of one whole.
 
 use super::segment::SCORE_PITCH;
-use crate::Level;
 use crate::cpu::lanes::{LANES, exp2_below_zero, sum};
 use crate::cpu::{by_level, weigh_in_bf16};
+use crate::{BLOCK_TOKENS, Level};
 use std::ops::Range;
 
 /// Which keys of a segment the rows of a tile see. Keys are counted from the segment's first position.
@@ -56,13 +56,16 @@ impl SegmentRows {
         first.start..last.end.max(first.end)
     }
 
-    /// Registers of scores with keys that a row sees, and those before and after which only others of its kernel see.
+    /// Registers of scores with keys that a row sees, and the others before and after in blocks that any row of its kernel
+    /// sees.
     #[inline(always)]
     fn registers(&self, row: usize) -> (Range<usize>, [Range<usize>; 2]) {
+        const BLOCK: usize = BLOCK_TOKENS / LANES;
         let common = self.seen_by_rows_from(row / self.m * self.m);
         let seen = if row < self.num_rows { self.seen_by(row) } else { 0..0 };
         let own = seen.start / LANES..seen.end.div_ceil(LANES);
-        let unseen = [common.start / LANES..own.start, own.end..common.end.div_ceil(LANES)];
+        let blocks = common.start / BLOCK_TOKENS..common.end.div_ceil(BLOCK_TOKENS);
+        let unseen = [blocks.start * BLOCK..own.start, own.end..blocks.end * BLOCK];
         (own, unseen)
     }
 
@@ -101,27 +104,24 @@ fn soften_rows(rows: &SegmentRows, scores: &mut [f32], peaks: &mut [f32], weight
     }
 }
 
-/// The same with weights rounded to bf16 and written to `rounded`, `[rows][SCORE_PITCH]`.
-pub(super) fn soften_to_bf16(
+/// The same for one row, with weights rounded to bf16 and written to `rounded`; returns its largest score and sum of
+/// weights.
+pub(super) fn soften_row_to_bf16(
     level: Level,
     rows: &SegmentRows,
+    row: usize,
     scores: &mut [f32],
     rounded: &mut [u16],
-    (peaks, weights): (&mut [f32], &mut [f32]),
-) {
-    let (scores, _) = scores.as_chunks_mut::<SCORE_PITCH>();
-    let (rounded, _) = rounded.as_chunks_mut::<SCORE_PITCH>();
-    for (row, (scores, rounded)) in scores.iter_mut().zip(rounded).enumerate() {
-        let (scores, _) = scores.as_chunks_mut::<LANES>();
-        let (rounded, _) = rounded.as_chunks_mut::<LANES>();
-        let (own, unseen) = rows.registers(row);
-        for unseen in unseen {
-            rounded.get_mut(unseen).unwrap_or_default().fill([0; LANES]);
-        }
-        let (scores, rounded) = (&mut scores[own.clone()], &mut rounded[own]);
-        rows.hide(row, scores);
-        (peaks[row], weights[row]) = weigh_in_bf16(level, scores, rounded);
+) -> (f32, f32) {
+    let (scores, _) = scores.as_chunks_mut::<LANES>();
+    let (rounded, _) = rounded.as_chunks_mut::<LANES>();
+    let (own, unseen) = rows.registers(row);
+    for unseen in unseen {
+        rounded.get_mut(unseen).unwrap_or_default().fill([0; LANES]);
     }
+    let (scores, rounded) = (&mut scores[own.clone()], &mut rounded[own]);
+    rows.hide(row, scores);
+    weigh_in_bf16(level, scores, rounded)
 }
 
 /// The largest score. A NaN among them may be passed over: its weight becomes NaN all the same.

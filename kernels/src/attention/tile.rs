@@ -1,10 +1,10 @@
 //! One tile of attention: consecutive queries of a sequence, all query heads of one key/value head.
 
-use super::segment::{CHUNK_BLOCKS, SCORE_PITCH};
+use super::segment::{CHUNK_BLOCKS, ROUNDED_PITCH, SCORE_PITCH};
 use super::softmax::merge_rows;
 use super::work::{Inputs, SEGMENT_BLOCKS};
 use crate::cpu::lanes::LANES;
-use crate::cpu::{Kernel, bf16_pair, by_level};
+use crate::cpu::{Kernel, by_level, scale_to_pairs};
 use crate::kv::{KvDtype, KvShape, PANEL_COLUMNS};
 use crate::share::{Shared, as_numbers};
 use crate::{BLOCK_TOKENS, Level, WeightFormat};
@@ -43,10 +43,50 @@ pub(super) struct TileSizes {
     pub(super) m: usize,
     /// Rows, rounded up to whole `m`.
     pub(super) rows: usize,
-    /// Whether queries and weights are rounded to bf16 and multiplied in pairs with keys and values as they are stored.
-    pub(super) pairs: bool,
+    pub(super) products: Products,
     /// Whether the kernels read keys and values where they are stored: they do when they read them once only.
     pub(super) in_place: bool,
+}
+
+/// How queries are multiplied with keys, and weights with values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Products {
+    /// In f32.
+    Floats,
+    /// In dot products of bf16 pairs.
+    Pairs,
+    /// In tile registers of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
+}
+
+impl Products {
+    /// The same for all rows of a cache, however many are computed at once.
+    pub(super) fn of(level: Level, shape: KvShape) -> Self {
+        match level {
+            _ if shape.dtype == KvDtype::F32 => Self::Floats,
+            level if level.dots_bf16() => Self::Pairs,
+            // A tile takes 32 elements; those of shorter heads would have to be copied.
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx if shape.head_dim.is_multiple_of(crate::cpu::amx::STRETCH) => Self::Tiles,
+            _ => Self::Floats,
+        }
+    }
+
+    /// Query rows (queries times heads of a group) of one tile: as many as the second-level cache holds easily, and a
+    /// multiple of the row counts of the kernels. Tile registers are so fast that keys and values must come from there.
+    pub(super) fn most_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Tiles => 384,
+            Self::Floats | Self::Pairs => 96,
+        }
+    }
+
+    /// Whether queries and weights are rounded to bf16, and multiplied with keys and values as they are stored.
+    pub(super) fn round(self) -> bool {
+        self != Self::Floats
+    }
 }
 
 /// Running sums of the rows of a tile.
@@ -63,11 +103,12 @@ pub(super) struct Sums<'a> {
 pub(super) struct TileWork<'a> {
     /// Scaled queries, `[rows][q_pitch]`: floats, or pairs of bf16.
     pub(super) q: &'a mut [u32],
-    /// Scores, then weights, of one segment, `[rows][SCORE_PITCH]`.
+    /// Scores, then weights, of one segment, `[softened rows][SCORE_PITCH]`.
     pub(super) scores: &'a mut [f32],
-    /// The weights in bf16, `[rows][SCORE_PITCH]`; empty without pairs.
+    /// The weights in bf16, `[softened rows][ROUNDED_PITCH]`; empty where they are not rounded.
     pub(super) rounded: &'a mut [u16],
-    /// Keys of one block `[dim][32]` as floats, or 32 columns of the values of several, as floats or in pairs.
+    /// Keys of one block `[dim][32]` as floats, or 32 columns of the values of several, as floats or in pairs; with tiles
+    /// the values of the last block as far as they are seen.
     pub(super) copied: &'a mut [u32],
     /// Of the current segment.
     pub(super) segment: Sums<'a>,
@@ -93,20 +134,19 @@ impl Sums<'_> {
 
 impl TileSizes {
     pub(super) fn of(level: Level, inputs: &Inputs, queries: usize) -> Self {
-        let KvShape { head_dim: dim, dtype, .. } = inputs.kv.shape();
-        let kernel = Kernel::of(level, WeightFormat::F32);
+        let dim = inputs.kv.shape().head_dim;
+        let products = Products::of(level, inputs.kv.shape());
         let rows = queries * inputs.group();
-        // Row groups of nearly equal size waste the least padding.
-        let m = kernel.row_count_for(rows.div_ceil(rows.div_ceil(kernel.max_rows())));
+        let m = rows_at_once(level, products, rows);
         let pitch = dim.next_multiple_of(PANEL_COLUMNS);
         let rows = rows.next_multiple_of(m);
-        let pairs = level.dots_bf16() && dtype == KvDtype::Bf16;
-        Self { level, dim, pitch, group: inputs.group(), m, rows, pairs, in_place: rows == m && dim == pitch }
+        let in_place = rows == m && dim == pitch;
+        Self { level, dim, pitch, group: inputs.group(), m, rows, products, in_place }
     }
 
     /// Words of a row of queries.
     pub(super) fn q_pitch(&self) -> usize {
-        if self.pairs { self.dim / 2 } else { self.dim }
+        if self.products.round() { self.dim / 2 } else { self.dim }
     }
 
     /// Floats of [`Sums`]: whole cache lines.
@@ -116,21 +156,40 @@ impl TileSizes {
 
     /// Floats of [`TileWork`].
     pub(super) fn scratch(&self) -> usize {
-        self.rows * (self.q_pitch() + SCORE_PITCH) + self.rounded() + self.copied() + 2 * self.result()
+        self.rows * self.q_pitch()
+            + self.softened_rows() * SCORE_PITCH
+            + self.rounded()
+            + self.copied()
+            + 2 * self.result()
+    }
+
+    /// Rows whose scores and weights are kept at once.
+    fn softened_rows(&self) -> usize {
+        match self.products {
+            // Two groups: tiles multiply for one while the other is softened.
+            #[cfg(target_arch = "x86_64")]
+            Products::Tiles => self.rows.min(2 * self.m),
+            _ => self.rows,
+        }
     }
 
     fn rounded(&self) -> usize {
-        if self.pairs { self.rows * SCORE_PITCH / 2 } else { 0 }
+        if self.products.round() { self.softened_rows() * ROUNDED_PITCH / 2 } else { 0 }
     }
 
     fn copied(&self) -> usize {
-        if self.in_place { 0 } else { self.dim.max(CHUNK_BLOCKS * BLOCK_TOKENS) * PANEL_COLUMNS }
+        match self.products {
+            #[cfg(target_arch = "x86_64")]
+            Products::Tiles => self.dim * BLOCK_TOKENS / 2,
+            _ if self.in_place => 0,
+            _ => self.dim.max(CHUNK_BLOCKS * BLOCK_TOKENS) * PANEL_COLUMNS,
+        }
     }
 
     pub(super) fn divide<'a>(&self, scratch: &'a mut [f32]) -> TileWork<'a> {
         // The vectors the kernels load come first: their sizes are whole cache lines.
         let (copied, rest) = scratch.split_at_mut(self.copied());
-        let (scores, rest) = rest.split_at_mut(self.rows * SCORE_PITCH);
+        let (scores, rest) = rest.split_at_mut(self.softened_rows() * SCORE_PITCH);
         let (segment, rest) = rest.split_at_mut(self.result());
         let (total, rest) = rest.split_at_mut(self.result());
         let (rounded, q) = rest.split_at_mut(self.rounded());
@@ -162,6 +221,19 @@ impl TileSizes {
     }
 }
 
+/// Rows that kernels take together: groups of nearly equal size waste the least padding.
+fn rows_at_once(level: Level, products: Products, rows: usize) -> usize {
+    let in_groups_of = |most: usize| rows.div_ceil(rows.div_ceil(most));
+    match products {
+        #[cfg(target_arch = "x86_64")]
+        Products::Tiles => in_groups_of(crate::cpu::amx::MOST_ROWS),
+        Products::Floats | Products::Pairs => {
+            let kernel = Kernel::of(level, WeightFormat::F32);
+            kernel.row_count_for(in_groups_of(kernel.max_rows()))
+        }
+    }
+}
+
 impl Tile {
     pub(super) fn segments(&self) -> RangeInclusive<usize> {
         self.first_block / SEGMENT_BLOCKS..=self.last_block / SEGMENT_BLOCKS
@@ -184,7 +256,8 @@ impl Tile {
                 let at = ((self.first_row + query) * inputs.heads + self.kv_head * group + head) * dim;
                 let row = &mut work.q[(query * group + head) * q_pitch..][..q_pitch];
                 let q = &inputs.q[at..at + dim];
-                if self.sizes.pairs { scale_to_pairs(level, q, scale, row) } else { scale_floats(level, q, scale, row) }
+                let lay_out = if self.sizes.products.round() { scale_to_pairs } else { scale_floats };
+                lay_out(level, q, scale, row);
             }
         }
     }
@@ -194,20 +267,30 @@ impl Tile {
     /// # Safety
     /// `out` is as long as the queries, and nobody else writes this tile's rows and heads.
     pub(super) unsafe fn finish(&self, inputs: &Inputs, total: &Sums, out: Shared<f32>) {
-        let TileSizes { dim, group, pitch, .. } = self.sizes;
+        let TileSizes { level, dim, group, pitch, .. } = self.sizes;
         for query in 0..self.num_queries {
             for head in 0..group {
                 let row = query * group + head;
                 let at = ((self.first_row + query) * inputs.heads + self.kv_head * group + head) * dim;
                 // SAFETY: the caller's promise; the shapes were checked.
                 let out = unsafe { out.piece(at, dim) };
-                let inverse = 1.0 / total.weight[row];
-                for (out, value) in out.iter_mut().zip(&total.value[row * pitch..]) {
-                    // Adding zero makes a negative zero positive: its sign could depend on the neighbouring rows.
-                    *out = value * inverse + 0.0;
-                }
+                divide(level, &total.value[row * pitch..], total.weight[row], out);
             }
         }
+    }
+}
+
+by_level! {
+    /// Divides values by the sum of their weights.
+    fn divide(values: &[f32], weight: f32, out: &mut [f32]) = divide_inline
+}
+
+#[inline(always)]
+fn divide_inline(values: &[f32], weight: f32, out: &mut [f32]) {
+    let inverse = 1.0 / weight;
+    for (out, value) in out.iter_mut().zip(values) {
+        // Adding zero makes a negative zero positive: its sign could depend on the neighbouring rows.
+        *out = value * inverse + 0.0;
     }
 }
 
@@ -220,17 +303,5 @@ by_level! {
 fn scale_floats_inline(q: &[f32], scale: f32, words: &mut [u32]) {
     for (word, q) in words.iter_mut().zip(q) {
         *word = (q * scale).to_bits();
-    }
-}
-
-by_level! {
-    /// Lays a query out as pairs of bf16.
-    fn scale_to_pairs(q: &[f32], scale: f32, words: &mut [u32]) = scale_to_pairs_inline
-}
-
-#[inline(always)]
-fn scale_to_pairs_inline(q: &[f32], scale: f32, words: &mut [u32]) {
-    for (word, [a, b]) in words.iter_mut().zip(q.as_chunks::<2>().0) {
-        *word = bf16_pair(a * scale, b * scale);
     }
 }

@@ -1,16 +1,15 @@
 //! Cuts a batch into tiles and shares them among the threads.
 
 use super::AttentionBatch;
-use super::tile::{Tile, TileSizes};
+use super::tile::{Products, Tile, TileSizes};
 use crate::share::{Line, Shared, with_scratch};
 use crate::{BLOCK_TOKENS, KvLayer, Pool};
 use std::cell::Cell;
 
 /// Blocks after which running sums start anew: 512 positions.
 pub(super) const SEGMENT_BLOCKS: usize = 16;
-/// Query rows (queries times heads of a group) of one tile: as many as the second-level cache holds easily, and a
-/// multiple of the row counts of the kernels.
-const TILE_ROWS: usize = 96;
+/// Tiles of no more query rows are not made smaller for the sake of sharing.
+const FEWEST_ROWS: usize = 48;
 /// With fewer tiles a thread than this, tiles are made smaller, and then shared out a segment at a time.
 const TILES_A_THREAD: usize = 2;
 
@@ -40,10 +39,12 @@ impl Inputs<'_> {
 
 /// Computes the whole batch.
 pub(super) fn run(pool: &Pool, inputs: &Inputs, out: &mut [f32]) {
-    let mut tiles = cut(pool, inputs, TILE_ROWS);
-    if tiles.len() < TILES_A_THREAD * pool.threads() {
-        // Threads that wait for the last tile cost more than what larger tiles save.
-        tiles = cut(pool, inputs, TILE_ROWS / 2);
+    let mut rows = Products::of(pool.level(), inputs.kv.shape()).most_rows();
+    let mut tiles = cut(pool, inputs, rows);
+    // Threads that wait for the last tile cost more than what larger tiles save.
+    while tiles.len() < TILES_A_THREAD * pool.threads() && rows > FEWEST_ROWS {
+        rows /= 2;
+        tiles = cut(pool, inputs, rows);
     }
     let out = Shared::new(out);
     let segments: usize = tiles.iter().map(Tile::num_segments).sum();

@@ -18,6 +18,6 @@ mod widen;
 pub(crate) use activations::{ActivationRows, bf16_pair, pack_activations};
 pub(crate) use by_level::by_level;
 pub use detect::Level;
-pub(crate) use softmax::weigh_in_bf16;
+pub(crate) use softmax::{scale_to_pairs, weigh_in_bf16};
 pub(crate) use tile::{Ahead, Factors, Kernel, Out, StridedTile, TileInput, XPacking, strided_tile};
 pub(crate) use widen::widen_pairs;

@@ -11,6 +11,8 @@ use std::arch::x86_64::__cpuid_count;
 
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 16;
+/// Rows of activations that tiles are shaped for at most.
+pub(crate) const MOST_ROWS: usize = 2 * TILE_ROWS;
 /// Bytes of a row, four for every column of sums.
 pub(super) const ROW_BYTES: usize = 64;
 

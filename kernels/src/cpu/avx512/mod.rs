@@ -18,5 +18,5 @@ pub(super) use dense::{load, store};
 pub(super) use quantised::fetch_ahead;
 pub(super) use select::{kernel, strided_tile};
 pub(crate) use signed::{SIGNED_RUN_BYTES, sign_codes};
-pub(super) use softmax::weigh_in_bf16;
+pub(super) use softmax::{scale_to_pairs, weigh_in_bf16};
 pub(super) use widen::widen_pairs;

@@ -1,4 +1,4 @@
-//! Softmax of one row of scores with weights in bf16: a register of scores at a time.
+//! Queries and weights in bf16: a register of elements or scores at a time.
 
 use crate::cpu::lanes::LANES;
 use std::arch::x86_64::*;
@@ -21,6 +21,32 @@ pub(in crate::cpu) fn weigh_in_bf16(scores: &[[f32; LANES]], weights: &mut [[u16
         partial = _mm512_add_ps(partial, _mm512_castsi512_ps(widened));
     }
     (peak, _mm512_reduce_add_ps(partial))
+}
+
+/// As [`crate::cpu::softmax::scale_to_pairs`], with the same bits but for what is too small to be a normal number, which
+/// becomes zero.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(in crate::cpu) fn scale_to_pairs(q: &[f32], scale: f32, words: &mut [u32]) {
+    let (registers, rest) = q.as_chunks::<LANES>();
+    for (index, q) in registers.iter().enumerate() {
+        store(&mut words[index * LANES / 2..][..LANES / 2], load(q), scale);
+    }
+    if !rest.is_empty() {
+        let (mut padded, mut rounded) = ([0.0; LANES], [0; LANES / 2]);
+        padded[..rest.len()].copy_from_slice(rest);
+        store(&mut rounded, load(&padded), scale);
+        words[registers.len() * LANES / 2..].copy_from_slice(&rounded[..rest.len() / 2]);
+    }
+}
+
+/// Writes sixteen elements as eight words.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn store(words: &mut [u32], elements: __m512, scale: f32) {
+    assert_eq!(words.len(), LANES / 2, "two elements a word");
+    let rounded = _mm512_cvtneps_pbh(_mm512_mul_ps(elements, _mm512_set1_ps(scale)));
+    // SAFETY: both types are 256 plain bits, and so many are written: eight words.
+    unsafe { _mm256_storeu_si256(words.as_mut_ptr().cast(), std::mem::transmute::<__m256bh, __m256i>(rounded)) };
 }
 
 /// The largest score. A NaN among them may be passed over.
