@@ -62,9 +62,6 @@ pub(crate) struct Line(#[expect(dead_code, reason = "reached as a stretch of flo
 /// # Safety
 /// No padding, no bits that are no value, aligned to at most 64 bytes.
 pub(crate) unsafe trait Plain {}
-// SAFETY: four tiles of floats of 1 KiB each, on a cache line.
-#[cfg(target_arch = "x86_64")]
-unsafe impl Plain for crate::cpu::amx::Sums {}
 // SAFETY: a plain number of 1 byte.
 unsafe impl Plain for u8 {}
 // SAFETY: a plain number of 2 bytes.

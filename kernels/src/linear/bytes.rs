@@ -1,14 +1,14 @@
 //! Products with quantised weights by tile registers: 16 rows times 16 outputs at a time.
 //!
 //! A part takes some panels. A piece of a panel's codes becomes signed bytes, over which all tiles of rows pass: both stay in
-//! the caches next to the processor. Sums lie in a buffer of the part's own until all inputs are added, and leave together,
-//! because outputs of neighbouring rows lie far apart.
+//! the caches next to the processor. Sums lie in a buffer of the part's own until all inputs are added.
 
+use super::finish::{Finished, TILE};
 use super::product::{PARTS_A_THREAD, Target};
 use super::rows::{RowCut, Tiles};
 use crate::cpu::amx::{BYTE_ROW_COUNTS, ByteProduct, ROW_RUN_WORDS, multiply_bytes, release, shape_for_bytes};
 use crate::cpu::avx512::{SIGNED_RUN_BYTES, sign_codes};
-use crate::cpu::{Ahead, Out, by_level};
+use crate::cpu::{Ahead, Out};
 use crate::panels::{QUANT_ROWS, QuantLayout, quant_layout};
 use crate::quant::{RUN, RUNS_PER_BLOCK};
 use crate::share::{Line, with_scratch};
@@ -54,8 +54,16 @@ pub(super) fn multiply(pool: &Pool, cut: &RowCut, tiles: &Tiles, w: &PackedMatri
             for first_tile in (0..cut.num_tiles()).step_by(TILES_AT_ONCE) {
                 let tiles = first_tile..(first_tile + TILES_AT_ONCE).min(cut.num_tiles());
                 product.compute(&panels, next, &tiles, |sums| {
-                    let finished = Finished { sums, panels: &panels, tiles: &tiles, cut, rows: w.rows() };
-                    finish(pool.level(), &finished, target);
+                    let finished = Finished {
+                        sums,
+                        tile_sums: cut.rows_per_tile * QUANT_ROWS,
+                        panel_outputs: QUANT_ROWS,
+                        panels: &panels,
+                        tiles: &tiles,
+                        cut,
+                        rows: w.rows(),
+                    };
+                    finished.write(pool.level(), target);
                 });
             }
         }
@@ -140,48 +148,5 @@ impl Product<'_> {
     }
 }
 
-/// Sums to be written out.
-struct Finished<'a> {
-    /// `[panel][tile][row][output]`.
-    sums: &'a [f32],
-    panels: &'a Range<usize>,
-    tiles: &'a Range<usize>,
-    cut: &'a RowCut,
-    /// Outputs of the matrix.
-    rows: usize,
-}
-
-by_level! {
-    /// Writes sums, with the bias added.
-    fn finish(finished: &Finished<'_>, target: &Target<'_>) = write_rows
-}
-
-#[inline(always)]
-fn write_rows(finished: &Finished, target: &Target) {
-    let (sums, _) = finished.sums.as_chunks::<QUANT_ROWS>();
-    let rows_per_tile = finished.cut.rows_per_tile;
-    for (t, tile) in finished.tiles.clone().enumerate() {
-        let (first, rows) = finished.cut.tile(tile);
-        for row in 0..rows {
-            for (p, panel) in finished.panels.clone().enumerate() {
-                let output = panel * QUANT_ROWS;
-                let lanes = QUANT_ROWS.min(finished.rows - output);
-                // SAFETY: `y` holds a row of outputs for every row; this part alone writes the columns of its panels.
-                let y = unsafe { target.y.piece((first + row) * finished.rows + output, lanes) };
-                let sums = &sums[(p * finished.tiles.len() + t) * rows_per_tile + row];
-                if let Ok(y) = <&mut [f32; QUANT_ROWS]>::try_from(&mut *y) {
-                    *y = *sums;
-                } else {
-                    y.copy_from_slice(&sums[..lanes]);
-                }
-                if let Some(bias) = target.bias {
-                    for (y, bias) in y.iter_mut().zip(&bias[output..]) {
-                        *y += bias;
-                    }
-                }
-            }
-        }
-    }
-}
-
+const _: () = assert!(QUANT_ROWS == TILE, "a panel is a tile wide");
 const _: () = assert!(RUNS_AT_ONCE.is_multiple_of(RUNS_PER_BLOCK), "pieces are whole blocks");

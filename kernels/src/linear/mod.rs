@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod finish;
 mod product;
 mod rows;
 #[cfg(target_arch = "x86_64")]

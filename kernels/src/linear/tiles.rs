@@ -3,10 +3,10 @@
 //! A part takes some panels. Sums lie in a buffer of its own until all inputs are added: a tile of rows and a panel, some
 //! inputs of each, stay in the first-level cache, the panels and sums of the part in the second.
 
+use super::finish::Finished;
 use super::product::{PARTS_A_THREAD, Target};
 use super::rows::{RowCut, Tiles};
 use crate::cpu::amx::{PAIR_BYTES, STRETCH, Sums, TileProduct, multiply as multiply_tiles, release, shape};
-use crate::cpu::by_level;
 use crate::panels::DENSE_ROWS;
 use crate::share::{Line, with_scratch};
 use crate::{PackedMatrix, Pool};
@@ -17,6 +17,8 @@ use std::ops::Range;
 pub(super) const MAX_ROWS: usize = 32;
 /// Inputs added before going on to the next tile of rows.
 const SPAN: usize = 256;
+/// Sums of a tile of rows and a panel.
+const TILE_SUMS: usize = size_of::<Sums>() / size_of::<f32>();
 /// Panels of a part when many tiles of rows pass over them.
 const PANELS_AT_ONCE: usize = 8;
 /// Tiles of rows that pass over a part's panels before its sums leave: 512 rows.
@@ -53,11 +55,16 @@ pub(super) fn multiply(pool: &Pool, cut: &RowCut, tiles: &Tiles, w: &PackedMatri
             for first_tile in (0..num_tiles).step_by(TILES_AT_ONCE) {
                 let tiles = first_tile..(first_tile + TILES_AT_ONCE).min(num_tiles);
                 product.compute(&panels, &tiles, |sums| {
-                    finish(
-                        pool.level(),
-                        &Finished { sums, panels: &panels, tiles: &tiles, cut, rows: w.rows() },
-                        target,
-                    );
+                    let finished = Finished {
+                        sums,
+                        tile_sums: TILE_SUMS,
+                        panel_outputs: DENSE_ROWS,
+                        panels: &panels,
+                        tiles: &tiles,
+                        cut,
+                        rows: w.rows(),
+                    };
+                    finished.write(pool.level(), target);
                 });
             }
         }
@@ -67,9 +74,9 @@ pub(super) fn multiply(pool: &Pool, cut: &RowCut, tiles: &Tiles, w: &PackedMatri
 }
 
 impl Product<'_> {
-    /// Adds all inputs, then hands the sums out: `[panel][tile]`.
-    fn compute(&self, panels: &Range<usize>, tiles: &Range<usize>, done: impl FnOnce(&[Sums])) {
-        with_scratch(&SUMS, panels.len() * tiles.len(), |sums: &mut [Sums]| {
+    /// Adds all inputs, then hands the sums out: `[panel][tile]`, [`TILE_SUMS`] each.
+    fn compute(&self, panels: &Range<usize>, tiles: &Range<usize>, done: impl FnOnce(&[f32])) {
+        with_scratch(&SUMS, panels.len() * tiles.len() * TILE_SUMS, |sums: &mut [f32]| {
             for from in (0..self.w.cols()).step_by(self.span) {
                 let inputs = from..(from + self.span).min(self.w.cols());
                 let panel = |index: usize| {
@@ -85,58 +92,15 @@ impl Product<'_> {
                             inputs: inputs.len(),
                             resumes: from > 0,
                         };
-                        // SAFETY: tiles are shaped for this many rows; panel and rows hold these inputs.
-                        unsafe { multiply_tiles(&product, &raw mut sums[p * tiles.len() + t]) };
+                        let sums = &mut sums[(p * tiles.len() + t) * TILE_SUMS..][..TILE_SUMS];
+                        // SAFETY: tiles are shaped for this many rows; panel and rows hold these inputs; the scratch lies on
+                        // cache lines, of which a tile's sums are whole ones.
+                        unsafe { multiply_tiles(&product, sums.as_mut_ptr().cast()) };
                     }
                 }
             }
             done(sums);
         });
-    }
-}
-
-/// Sums to be written out.
-struct Finished<'a> {
-    /// `[panel][tile]`.
-    sums: &'a [Sums],
-    panels: &'a Range<usize>,
-    tiles: &'a Range<usize>,
-    cut: &'a RowCut,
-    /// Outputs of the matrix.
-    rows: usize,
-}
-
-by_level! {
-    /// Writes sums, with the bias added.
-    fn finish(finished: &Finished<'_>, target: &Target<'_>) = write_rows
-}
-
-#[inline(always)]
-fn write_rows(finished: &Finished, target: &Target) {
-    for (t, tile) in finished.tiles.clone().enumerate() {
-        let (first, rows) = finished.cut.tile(tile);
-        for row in 0..rows {
-            for (p, panel) in finished.panels.clone().enumerate() {
-                let output = panel * DENSE_ROWS;
-                let lanes = DENSE_ROWS.min(finished.rows - output);
-                // SAFETY: `y` holds a row of outputs for every row; this part alone writes the columns of its panels.
-                let y = unsafe { target.y.piece((first + row) * finished.rows + output, lanes) };
-                let sums = finished.sums[p * finished.tiles.len() + t].row(row);
-                if let Ok(y) = <&mut [f32; DENSE_ROWS]>::try_from(&mut *y) {
-                    y[..16].copy_from_slice(sums[0]);
-                    y[16..].copy_from_slice(sums[1]);
-                } else {
-                    for (y, sum) in y.iter_mut().zip(sums.into_iter().flatten()) {
-                        *y = *sum;
-                    }
-                }
-                if let Some(bias) = target.bias {
-                    for (y, bias) in y.iter_mut().zip(&bias[output..]) {
-                        *y += bias;
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -15,15 +15,6 @@ const STRETCH_BYTES: usize = STRETCH / 2 * PAIR_BYTES;
 #[repr(C, align(64))]
 pub(crate) struct Sums([[[f32; TILE_ROWS]; TILE_ROWS]; 4]);
 
-impl Sums {
-    /// The sums of a row: the first and the second sixteen outputs.
-    #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> [&[f32; TILE_ROWS]; 2] {
-        let half = row / TILE_ROWS * 2;
-        [&self.0[half][row % TILE_ROWS], &self.0[half + 1][row % TILE_ROWS]]
-    }
-}
-
 /// What [`multiply`] adds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TileProduct {
