@@ -111,7 +111,8 @@ impl Bench {
         let (mut found, mut wanted) = (vec![0.0; m * rows], vec![0.0; m * rows]);
         let w = PackedMatrix::pack(format, rows, cols, &source).expect("the shape fits");
         linear(&self.pool, &x, &w, None, &mut found).expect("the shapes fit");
-        reference::linear(&x, &Matrix { format, rows, cols, bytes: &source }, None, &mut wanted);
+        let matrix = Matrix { format, rows, cols, bytes: &source };
+        reference::linear(self.pool.level(), &x, &matrix, None, &mut wanted);
         assert_close(&found, &wanted, 2e-6, format.name());
     }
 

@@ -67,6 +67,11 @@ impl WeightFormat {
         self.block_weights() == 256
     }
 
+    /// Whether runs of 32 weights have minima.
+    pub(crate) const fn has_minima(self) -> bool {
+        matches!(self, Self::Q4K | Self::Q5K)
+    }
+
     /// Whether the format stores integer codes with scales.
     pub fn is_quantised(self) -> bool {
         self.block_weights() > 1

@@ -246,18 +246,26 @@ fn store_inline(dtype: KvDtype, token: usize, block: (&mut [u8], &mut [u8]), vec
 /// Stores a key whose words hold `N` elements.
 #[inline(always)]
 fn place_key<const N: usize>(token: usize, keys: &mut [u8], key: &[f32], word: impl Fn(&[f32; N]) -> u32) {
-    /// Words that are made together before each goes to a line of its own; divides those of every `head_dim`.
-    const TOGETHER: usize = 4;
+    /// Words that are made together before each goes to a line of its own.
+    const TOGETHER: usize = 16;
     let (cells, _) = keys.as_chunks_mut::<WORD_BYTES>();
     let (elements, _) = key.as_chunks::<N>();
-    for (cells, elements) in cells.chunks_mut(TOGETHER * BLOCK_TOKENS).zip(elements.as_chunks::<TOGETHER>().0) {
+    for (cells, elements) in cells.chunks_mut(TOGETHER * BLOCK_TOKENS).zip(elements.chunks(TOGETHER)) {
         let mut words = [0; TOGETHER];
         for (word_of, elements) in words.iter_mut().zip(elements) {
             *word_of = word(elements);
         }
-        for (cell, word) in cells[token..].iter_mut().step_by(BLOCK_TOKENS).zip(words) {
-            *cell = word.to_ne_bytes();
-        }
+        place_apart(&words[..elements.len()], &mut cells[token..]);
+    }
+}
+
+/// Stores each word in a line of its own.
+///
+/// Not inlined, so that it is compiled without the level's scatters, which take several times as long as plain stores.
+#[inline(never)]
+fn place_apart(words: &[u32], cells: &mut [[u8; WORD_BYTES]]) {
+    for (cell, word) in cells.iter_mut().step_by(BLOCK_TOKENS).zip(words) {
+        *cell = word.to_ne_bytes();
     }
 }
 

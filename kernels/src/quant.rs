@@ -135,13 +135,16 @@ pub(crate) const fn offset(format: WeightFormat) -> u8 {
     }
 }
 
+/// Peaks of activations from here on have no scale.
+pub(crate) const LARGEST_PEAK: f32 = 1e33;
+
 /// The scale of a run of activations whose largest absolute value is `peak`: a code of 127 stands for the peak.
 ///
 /// Rounded to 22 bits, so that small whole numbers times the scale are exact, which kernels rely on (those of formats
 /// without long blocks). NaN for peaks that are no number or beyond 1e33: such a row stays visibly broken.
 #[inline(always)]
 pub(crate) fn activation_scale(peak: f32) -> f32 {
-    if peak < 1e33 { f32::from_bits((peak / 127.0).to_bits() & !3) } else { f32::NAN }
+    if peak < LARGEST_PEAK { f32::from_bits((peak / 127.0).to_bits() & !3) } else { f32::NAN }
 }
 
 /// By how many powers of two the activations of a run are smaller than those of their block, given the bits of both

@@ -228,7 +228,7 @@ fn rows_at_once(level: Level, products: Products, rows: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
         Products::Tiles => in_groups_of(crate::cpu::amx::MOST_ROWS),
         Products::Floats | Products::Pairs => {
-            let kernel = Kernel::of(level, WeightFormat::F32);
+            let kernel = Kernel::of(level, WeightFormat::F32, 1);
             kernel.row_count_for(in_groups_of(kernel.max_rows()))
         }
     }

@@ -21,13 +21,25 @@ pub(crate) struct ActivationRows<'a> {
     pub(crate) format: WeightFormat,
 }
 
+/// Rows from which on four are laid out at a time rather than one.
+#[cfg(target_arch = "x86_64")]
+const ABREAST_FROM: usize = 3;
+
 /// Fills `tile`, `m * packing.words_per_row(cols)` words, with the rows of `input`.
 pub(crate) fn pack_activations(level: Level, input: &ActivationRows<'_>, tile: &mut [u32]) {
     if input.x.len() < input.m * input.cols || !input.cols.is_multiple_of(BF16_STRETCH) {
         tile.fill(0);
     }
     #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512 && matches!(input.packing, XPacking::Bytes | XPacking::ByteRows) {
+    if level >= Level::Avx512
+        && matches!(input.packing, XPacking::Bytes | XPacking::ByteBlocks)
+        && input.m >= ABREAST_FROM
+    {
+        // SAFETY: the machine has the pool's level.
+        return unsafe { super::avx512::pack_abreast(input, tile) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx512 && matches!(input.packing, XPacking::Bytes | XPacking::ByteBlocks | XPacking::ByteRows) {
         for (row, x) in input.x.chunks_exact(input.cols).enumerate() {
             // SAFETY: the machine has the pool's level.
             unsafe { super::avx512::pack_bytes(x, &input.place(row), tile) };
@@ -65,7 +77,7 @@ fn pack(input: &ActivationRows<'_>, tile: &mut [u32]) {
                     }
                 }
             }
-            XPacking::Bytes | XPacking::ByteRows => pack_bytes(x, &input.place(r), tile),
+            XPacking::Bytes | XPacking::ByteBlocks | XPacking::ByteRows => pack_bytes(x, &input.place(r), tile),
         }
     }
 }
@@ -91,7 +103,7 @@ fn place(words: impl Iterator<Item = u32>, tile: &mut [u32], m: usize) {
 
 #[inline(always)]
 fn pack_bytes(x: &[f32], place: &ByteRow, tile: &mut [u32]) {
-    if place.format.has_long_blocks() {
+    if place.has_blocks() {
         for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * place.run_words())) {
             block(x).put(place, tile);
         }
@@ -118,6 +130,15 @@ impl ActivationRows<'_> {
 }
 
 impl ByteRow {
+    /// Whether scales are of whole blocks.
+    #[inline(always)]
+    pub(super) fn has_blocks(&self) -> bool {
+        match self.packing {
+            XPacking::ByteRows => self.format.has_long_blocks(),
+            packing => packing == XPacking::ByteBlocks,
+        }
+    }
+
     /// Words of all rows for a run.
     #[inline(always)]
     pub(super) fn run_words(&self) -> usize {
@@ -160,7 +181,7 @@ pub(super) struct ByteRun {
     pub(super) scale: f32,
 }
 
-/// A block of the K formats: runs whose codes stand for `scale / 2^shift`.
+/// A block: runs whose codes stand for `scale / 2^shift`.
 #[derive(Default)]
 pub(super) struct ByteBlock {
     pub(super) runs: [ByteCodes; RUNS_PER_BLOCK],
@@ -196,14 +217,14 @@ impl ByteRun {
 impl ByteBlock {
     /// Writes the words of a block.
     ///
-    /// For vectors every run has codes, the block's scale, the lift to be taken off sums, [`LIFT`] / 2^shift, then with
-    /// `Q6K`, where the sums of the halves start. With minima, runs 0 to 3 have a word of [`sum_bytes`] each: the high ones
-    /// of runs 0–3 and 4–7, the low ones of runs 0–3 and 4–7.
+    /// For vectors every run has codes, the block's scale, the lift to be taken off sums, [`LIFT`] / 2^shift, then where
+    /// sums start, with `Q6K` those of either half. With minima sums start at the lift, and runs 0 to 3 have a word of
+    /// [`sum_bytes`] each: the high ones of runs 0–3 and 4–7, the low ones of runs 0–3 and 4–7.
     /// For tile registers every run has codes, a word and 2^-shift. The word is the block's scale in run 0, and of
     /// [`sum_bytes`] in runs 1 to 4.
     #[inline(always)]
     pub(super) fn put(&self, place: &ByteRow, tile: &mut [u32]) {
-        let is_for_vectors = place.packing == XPacking::Bytes;
+        let is_for_vectors = place.packing == XPacking::ByteBlocks;
         let mut sums = [[0u8; RUNS_PER_BLOCK]; 2];
         for (r, (codes, tile)) in self.runs.iter().zip(tile.chunks_mut(place.run_words())).enumerate() {
             place.put_codes(tile, codes);
@@ -212,8 +233,12 @@ impl ByteBlock {
                 place.put(tile, 0, self.scale.to_bits());
                 let lift = f32::from_bits(LIFT.to_bits() - (shift << 23));
                 place.put(tile, 1, lift.to_bits());
-                place.put(tile, 2, start(lift, place.format, codes.sums[0]));
-                place.put(tile, 3, start(lift, place.format, codes.sums[1]));
+                if place.format == WeightFormat::Q6K {
+                    place.put(tile, 2, start(lift, place.format, codes.sums[0]));
+                    place.put(tile, 3, start(lift, place.format, codes.sums[1]));
+                } else {
+                    place.put(tile, 2, start(lift, place.format, codes.sums[0] + codes.sums[1]));
+                }
             } else {
                 if r == 0 {
                     place.put(tile, 0, self.scale.to_bits());
@@ -222,7 +247,7 @@ impl ByteBlock {
             }
             [sums[0][r], sums[1][r]] = sum_bytes(quarters(codes.sums[0] + codes.sums[1], shift));
         }
-        if place.format != WeightFormat::Q6K {
+        if place.format.has_minima() {
             let (first_run, index) = if is_for_vectors { (0, 2) } else { (1, 0) };
             let words = sums.as_flattened().as_chunks().0.iter().map(|word| u32::from_le_bytes(*word));
             for (tile, word) in tile.chunks_mut(place.run_words()).skip(first_run).zip(words) {

@@ -1,5 +1,8 @@
 //! Which instructions this machine has.
 
+use crate::WeightFormat;
+use crate::quant::BLOCK;
+
 /// An instruction set for which there are implementations; a later one is faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -32,6 +35,20 @@ impl Level {
     /// Not where there are tiles, which are Intel's: its vectors have the instruction, but are faster with f32.
     pub(crate) fn dots_bf16(self) -> bool {
         self == Self::Avx512Bf16
+    }
+
+    /// Whether activations share a scale among 256 inputs where the weights do not ask for it, too.
+    ///
+    /// There a run of 32 takes an addition and a multiply-add a row, in place of two multiply-adds: a gain where additions
+    /// have units of their own, which are AMD's.
+    fn prefers_blocks(self) -> bool {
+        self == Self::Avx512Bf16
+    }
+
+    /// Whether activations multiplied with a quantised matrix of `cols` columns have one scale for 256 inputs, runs of 32
+    /// finer by powers of two, and not one for every run.
+    pub fn takes_blocks(self, format: WeightFormat, cols: usize) -> bool {
+        format.has_long_blocks() || format.is_quantised() && self.prefers_blocks() && cols.is_multiple_of(BLOCK)
     }
 
     /// Whether this machine has the level.
@@ -89,5 +106,14 @@ mod tests {
     fn bf16_dot_products_are_taken_only_where_they_are_faster_than_f32() {
         assert!(!Level::of_this_machine().dots_bf16() || has_fast_bf16_dot());
         assert_eq!(Level::ALL.map(Level::dots_bf16), [false, false, false, true, false]);
+    }
+
+    #[test]
+    fn widths_of_whole_blocks_share_a_scale_where_the_format_or_the_level_wants_it() {
+        assert!(Level::ALL.iter().all(|level| level.takes_blocks(WeightFormat::Q4K, 256)));
+        let takes = |format, cols| Level::ALL.map(|level| level.takes_blocks(format, cols));
+        assert_eq!(takes(WeightFormat::Q8_0, 512), [false, false, false, true, false]);
+        assert_eq!(takes(WeightFormat::Q8_0, 320), [false; 5]);
+        assert_eq!(takes(WeightFormat::Bf16, 512), [false; 5]);
     }
 }

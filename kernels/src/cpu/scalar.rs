@@ -1,6 +1,6 @@
 //! Kernels for machines without any of the vector instruction sets: correct everywhere, fast nowhere.
 
-use super::tile::{Factors, Kernel, Out, RUN_WORDS, StridedTile, TileInput, XPacking};
+use super::tile::{Factors, Kernel, Out, Panels, RUN_WORDS, StridedTile, TileInput, XPacking};
 use crate::WeightFormat;
 use crate::panels::{DENSE_ROWS, QUANT_ROWS, panel_bytes, quant_layout, read_dense, read_run};
 use crate::quant::{RUN, RUNS_PER_BLOCK, RawCodes, offset};
@@ -13,10 +13,11 @@ const MAX_ROWS: usize = 12;
 pub(super) fn kernel(format: WeightFormat) -> Kernel {
     let row_counts = &[1, 2, 3, 4, 6, 8, MAX_ROWS];
     if format.is_quantised() {
-        return Kernel { tile: quant_tile, packing: XPacking::Bytes, row_counts, two_panels_up_to: 0 };
+        let packing = if format.has_long_blocks() { XPacking::ByteBlocks } else { XPacking::Bytes };
+        return Kernel { tile: quant_tile, packing, row_counts, panels: Panels::TwoUpTo(0) };
     }
     let packing = if format == WeightFormat::Bf16 { XPacking::Bf16AsF32 } else { XPacking::F32 };
-    Kernel { tile: dense_tile, packing, row_counts, two_panels_up_to: 0 }
+    Kernel { tile: dense_tile, packing, row_counts, panels: Panels::TwoUpTo(0) }
 }
 
 /// # Safety

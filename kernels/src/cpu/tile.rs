@@ -6,7 +6,7 @@
 use super::{Level, scalar};
 use crate::WeightFormat;
 #[cfg(target_arch = "x86_64")]
-use crate::quant::RUN;
+use crate::{panels::QUANT_ROWS, quant::RUN};
 use std::ops::Range;
 
 /// How activations are laid out for a kernel. A tile holds `m` rows side by side, so that one step reads `m` words.
@@ -25,6 +25,8 @@ pub(crate) enum XPacking {
     /// Per run of 32: `[8][m]` words of four signed bytes, `[m]` scales, `[m]` lifts, two times `[m]` of format-dependent
     /// sums. [`super::activations`] says what they are.
     Bytes,
+    /// The same with scales of whole blocks of 256.
+    ByteBlocks,
     /// Per run of 32: `[m][8]` words of four signed bytes, two times `[m]` of format-dependent words, said there, too.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the tile registers of x86"))]
     ByteRows,
@@ -38,7 +40,7 @@ impl XPacking {
             Self::Bf16AsF32 => cols.next_multiple_of(2),
             Self::Bf16Pairs => cols.div_ceil(2),
             Self::Bf16Rows => cols.div_ceil(BF16_STRETCH) * (BF16_STRETCH / 2),
-            Self::Bytes | Self::ByteRows => cols / 32 * self.run_words(),
+            Self::Bytes | Self::ByteBlocks | Self::ByteRows => cols / 32 * self.run_words(),
         }
     }
 
@@ -70,7 +72,7 @@ pub(crate) struct TileInput {
     /// Bytes from one panel to the next.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels take one panel"))]
     pub(crate) panel_bytes: usize,
-    /// Panels to multiply with, 1 or 2; never more than [`Kernel::panels_at_once`] allows.
+    /// Panels to multiply with; never more than [`Kernel::panels_at_once`] allows.
     pub(crate) panels: usize,
     /// Start of the activation tile.
     pub(crate) x: *const u32,
@@ -101,6 +103,33 @@ pub(crate) struct Ahead {
 
 /// Bytes that come from memory together.
 pub(crate) const CACHE_LINE: usize = 64;
+
+impl TileInput {
+    /// What is left of this and of `out` for panel `index` alone.
+    ///
+    /// # Safety
+    /// `index < self.panels`, and `out` has lanes for it.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) unsafe fn one_panel(&self, out: &Out, index: usize) -> (Self, Out) {
+        let outputs = index * QUANT_ROWS;
+        let fetched = index * self.cols / RUN * self.ahead.lines_per_run * CACHE_LINE;
+        let input = Self {
+            // SAFETY: the caller's promise: the panel is one of those given.
+            panel: unsafe { self.panel.add(index * self.panel_bytes) },
+            panels: 1,
+            ahead: Ahead { at: self.ahead.at.wrapping_add(fetched), ..self.ahead },
+            ..*self
+        };
+        let out = Out {
+            y: out.y.wrapping_add(outputs),
+            lanes: out.lanes - outputs,
+            bias: if out.bias.is_null() { out.bias } else { out.bias.wrapping_add(outputs) },
+            ..*out
+        };
+        (input, out)
+    }
+}
 
 impl Ahead {
     /// Nothing.
@@ -159,27 +188,49 @@ pub(crate) struct Kernel {
     pub(crate) packing: XPacking,
     /// Row counts it is compiled for, ascending.
     pub(crate) row_counts: &'static [usize],
-    /// Up to this many rows it takes two panels at once (more sums in flight); above, one.
-    pub(crate) two_panels_up_to: usize,
+    /// How many panels it takes.
+    pub(crate) panels: Panels,
+}
+
+/// How many panels a kernel takes in one call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Panels {
+    /// One, or two with up to so many rows: more sums in flight.
+    TwoUpTo(usize),
+    /// Any number, one after the other: for panels that are soon over.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "scalar kernels take one panel"))]
+    Any,
 }
 
 impl Kernel {
-    /// The kernel for `format` on `level`.
-    pub(crate) fn of(level: Level, format: WeightFormat) -> Self {
+    /// The kernel for matrices of `format` with `cols` columns on `level`.
+    pub(crate) fn of(level: Level, format: WeightFormat, cols: usize) -> Self {
+        let by_blocks = level.takes_blocks(format, cols);
         #[cfg(target_arch = "x86_64")]
         match level {
             Level::Scalar => {}
             Level::Avx2 => return super::avx2::kernel(format),
             // The products that tile registers are for do not come here.
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return super::avx512::kernel(format, level.dots_bf16()),
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => {
+                return super::avx512::kernel(format, by_blocks, level.dots_bf16());
+            }
         }
-        let _ = level;
+        let _ = (level, by_blocks);
         scalar::kernel(format)
     }
 
     /// The smallest compiled row count for `rows` rows; `rows` is at most the largest.
     pub(crate) fn row_count_for(&self, rows: usize) -> usize {
         *self.row_counts.iter().find(|&&m| m >= rows).expect("callers cut tiles of at most the largest count")
+    }
+
+    /// The most panels of a call with `m` rows.
+    pub(crate) fn panels_at_once(&self, m: usize) -> usize {
+        match self.panels {
+            Panels::TwoUpTo(rows) if m <= rows => 2,
+            Panels::TwoUpTo(_) => 1,
+            Panels::Any => usize::MAX,
+        }
     }
 
     /// Rows of the largest tile.

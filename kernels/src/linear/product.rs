@@ -13,7 +13,7 @@ use crate::{KernelError, PackedMatrix, Pool};
 /// second-level cache around (1 MiB).
 pub(super) const CACHED_WEIGHT_BYTES: usize = 512 << 10;
 /// Parts a thread gets, so that a thread that starts late or is held up leaves the others something to take.
-pub(super) const PARTS_A_THREAD: usize = 8;
+pub(super) const PARTS_A_THREAD: usize = 16;
 
 /// One matrix that rows are multiplied with, and where its outputs go.
 #[derive(Debug)]
@@ -83,14 +83,10 @@ pub fn linear_each(pool: &Pool, x: &[f32], products: &mut [Product<'_>]) -> Resu
             });
             continue;
         }
-        let kernel = Kernel::of(pool.level(), w.format());
+        let kernel = Kernel::of(pool.level(), w.format(), w.cols());
         let cut = RowCut::filled(m, kernel.max_rows(), |rows| kernel.row_count_for(rows));
         let layout = Layout { packing: kernel.packing, row_count: &|rows| kernel.row_count_for(rows) };
-        laid_out(pool, x, w, (&layout, &cut), |tiles| {
-            for product in alike {
-                vectors::multiply(pool, (&kernel, &cut), tiles, product.weight, &product.target());
-            }
-        });
+        laid_out(pool, x, w, (&layout, &cut), |tiles| vectors::multiply(pool, (&kernel, &cut), tiles, alike));
     }
     Ok(())
 }
@@ -105,7 +101,7 @@ fn check(x: &[f32], product: &Product) -> Result<(), KernelError> {
 }
 
 impl Product<'_> {
-    fn target(&mut self) -> Target<'_> {
+    pub(super) fn target(&mut self) -> Target<'_> {
         Target { bias: self.bias, y: Shared::new(self.y) }
     }
 }

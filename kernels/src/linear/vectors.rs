@@ -13,21 +13,33 @@ const FEW_TILES: usize = 4;
 /// Bytes of one dense panel to be used, at most, before going on to the next tile of rows.
 const CACHED_PANEL_BYTES: usize = 128 << 10;
 
-/// Multiplies laid-out `tiles` of rows with all panels.
+/// Multiplies laid-out `tiles` of rows with all panels of matrices of one format and width: in one go, so that threads wait
+/// for each other once.
 pub(super) fn multiply(
     pool: &Pool,
     (kernel, cut): (&Kernel, &RowCut),
     tiles: &Tiles,
-    w: &PackedMatrix,
-    target: &Target,
+    products: &mut [super::Product<'_>],
 ) {
-    let num_panels = w.rows().div_ceil(panel_rows(w.format()));
+    let w = products[0].weight;
+    let panels_of = |product: &super::Product| product.weight.rows().div_ceil(panel_rows(w.format()));
     let span = inputs_at_a_time(w, cut.num_tiles());
-    let balanced = num_panels.div_ceil(pool.threads() * PARTS_A_THREAD);
+    let all: usize = products.iter().map(panels_of).sum();
+    let balanced = all.div_ceil(pool.threads() * PARTS_A_THREAD);
     let panels_per_group = panels_per_group(tiles, cut, w, (span, balanced));
     let panels_per_part = balanced.next_multiple_of(panels_per_group);
-    let product = Product { kernel, cut, tiles, w, span, target };
-    pool.run(num_panels.div_ceil(panels_per_part), &|part| {
+    let mut num_parts = 0;
+    let products: Vec<Product> = (products.iter_mut())
+        .map(|product| {
+            let first_part = num_parts;
+            num_parts += panels_of(product).div_ceil(panels_per_part);
+            Product { kernel, cut, tiles, w: product.weight, span, first_part, target: product.target() }
+        })
+        .collect();
+    pool.run(num_parts, &|part| {
+        let index = products.partition_point(|product| product.first_part <= part) - 1;
+        let (product, part) = (&products[index], part - products[index].first_part);
+        let num_panels = product.w.rows().div_ceil(panel_rows(w.format()));
         let end = ((part + 1) * panels_per_part).min(num_panels);
         for first in (part * panels_per_part..end).step_by(panels_per_group) {
             let group = first..(first + panels_per_group).min(end);
@@ -77,7 +89,9 @@ struct Product<'a> {
     tiles: &'a Tiles<'a>,
     w: &'a PackedMatrix,
     span: usize,
-    target: &'a Target<'a>,
+    /// The parts before this one's, which are other matrices'.
+    first_part: usize,
+    target: Target<'a>,
 }
 
 impl Product<'_> {
@@ -92,7 +106,7 @@ impl Product<'_> {
             for tile in 0..cut.num_tiles() {
                 let (first, rows) = cut.tile(tile);
                 let m = kernel.row_count_for(rows);
-                let at_once = if m <= kernel.two_panels_up_to { 2 } else { 1 };
+                let at_once = kernel.panels_at_once(m).min(group.len());
                 for panel in group.clone().step_by(at_once) {
                     let ahead = if fetches_ahead(cut) {
                         let runs = (to - from).div_ceil(RUN);

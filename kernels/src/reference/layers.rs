@@ -1,7 +1,7 @@
 //! The parts of a layer, one number after the other: norms, products, rotary positions with the cache, attention.
 
 use crate::quant::{self, BLOCK, RUN, RUNS_PER_BLOCK, RawCodes};
-use crate::{AttentionBatch, BLOCK_TOKENS, KvLayer, PAD_SLOT, RopeStore, WeightFormat};
+use crate::{AttentionBatch, BLOCK_TOKENS, KvLayer, Level, PAD_SLOT, RopeStore, WeightFormat};
 use half::bf16;
 
 /// A row-major weight matrix as on disk.
@@ -86,14 +86,14 @@ pub fn quantise_block(x: &[f32]) -> QuantisedBlock {
     QuantisedBlock { codes, shifts, scale: quant::activation_scale(peak) }
 }
 
-/// `y = x · wᵀ + bias`.
+/// `y = x · wᵀ + bias`, rounded as `level` rounds.
 ///
 /// Dense weights: sums in f32, one weight after the other; bf16 weights round the activation to bf16 first.
-/// Quantised weights: activations become signed bytes with a scale a run of 32, or a block of 256 in the K formats; dot
-/// products are exact integers.
-pub fn linear(x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
+/// Quantised weights: activations become signed bytes with a scale a run of 32, or a block of 256 where
+/// [`Level::takes_blocks`]; dot products are exact integers.
+pub fn linear(level: Level, x: &[f32], w: &Matrix, bias: Option<&[f32]>, y: &mut [f32]) {
     each_output(x, w, bias, y, |x, row| {
-        if w.format.has_long_blocks() {
+        if level.takes_blocks(w.format, w.cols) {
             dot_blocks(x, w.format, row)
         } else if w.format.is_quantised() {
             dot_runs(x, w.format, row)
@@ -151,7 +151,7 @@ fn dot_blocks(x: &[f32], format: WeightFormat, row: &[u8]) -> f32 {
                 d_min = raw.d_min.to_f32();
             }
         }
-        if format != WeightFormat::Q6K {
+        if format.has_minima() {
             in_block = (-0.25 * d_min).mul_add(minima as f32, in_block);
         }
         sum = in_block.mul_add(x.scale, sum);

@@ -4,7 +4,7 @@ use super::dense::{self, Bf16, F16, F32, Weights};
 use super::quantised::{self, number};
 use super::strided::{Words, strided};
 use crate::WeightFormat;
-use crate::cpu::tile::{TileFn, XPacking};
+use crate::cpu::tile::{Panels, TileFn, XPacking};
 use crate::cpu::{Factors, Kernel, Out, StridedTile, TileInput};
 
 const DENSE_ROW_COUNTS: &[usize] = &[1, 2, 4, 6];
@@ -19,12 +19,12 @@ pub(in crate::cpu) fn kernel(format: WeightFormat) -> Kernel {
         WeightFormat::Bf16 => (dense_tile::<Bf16>, XPacking::Bf16AsF32),
         WeightFormat::Q8_0 => (quant_tile::<{ number(WeightFormat::Q8_0) }>, XPacking::Bytes),
         WeightFormat::Q4_0 => (quant_tile::<{ number(WeightFormat::Q4_0) }>, XPacking::Bytes),
-        WeightFormat::Q4K => (quant_tile::<{ number(WeightFormat::Q4K) }>, XPacking::Bytes),
-        WeightFormat::Q5K => (quant_tile::<{ number(WeightFormat::Q5K) }>, XPacking::Bytes),
-        WeightFormat::Q6K => (quant_tile::<{ number(WeightFormat::Q6K) }>, XPacking::Bytes),
+        WeightFormat::Q4K => (quant_tile::<{ number(WeightFormat::Q4K) }>, XPacking::ByteBlocks),
+        WeightFormat::Q5K => (quant_tile::<{ number(WeightFormat::Q5K) }>, XPacking::ByteBlocks),
+        WeightFormat::Q6K => (quant_tile::<{ number(WeightFormat::Q6K) }>, XPacking::ByteBlocks),
     };
     let row_counts = if format.is_quantised() { QUANT_ROW_COUNTS } else { DENSE_ROW_COUNTS };
-    Kernel { tile, packing, row_counts, two_panels_up_to: 0 }
+    Kernel { tile, packing, row_counts, panels: Panels::TwoUpTo(0) }
 }
 
 /// # Safety

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 /// Lays one row out in its place among the others.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::cpu) fn pack_bytes(x: &[f32], place: &ByteRow, tile: &mut [u32]) {
-    if place.format.has_long_blocks() {
+    if place.has_blocks() {
         for (x, tile) in x.as_chunks().0.iter().zip(tile.chunks_mut(RUNS_PER_BLOCK * place.run_words())) {
             block(x).put(place, tile);
         }

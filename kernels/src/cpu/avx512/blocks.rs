@@ -1,9 +1,10 @@
-//! AVX-512 products with the K formats: blocks of 256 weights with integer scales of their runs.
+//! AVX-512 products with activations that have one scale a block of 256: of the K formats, whose runs have integer scales in
+//! blocks as long, and of formats with a scale a run where that is faster.
 //!
 //! Activations have one scale a block, and runs are finer than it by whole powers of two, which the lift of their sums
 //! undoes for nothing. So a run costs its products, one subtraction and one multiply-add a row; all else is once a block.
 
-use super::codes::{Codes, Q4K, Q5K, Q6K, add_group, add_groups, float, halves, word};
+use super::codes::{Codes, Q4_0, Q4K, Q5K, Q6K, Q8_0, add_group, add_groups, float, halves, word};
 use super::dense::store;
 use super::quantised::{fetch, fetch_ahead, fetch_scales};
 use crate::cpu::tile::RUN_WORDS;
@@ -12,22 +13,41 @@ use crate::panels::{K_MINS_AT, K_SCALES_AT, Q6K_SCALES_AT, quant_layout};
 use crate::quant::{BLOCK, RUNS_PER_BLOCK};
 use std::arch::x86_64::*;
 
-/// One K format.
+/// What scales the weights of a block have.
+#[derive(PartialEq, Eq)]
+pub(super) enum Scales {
+    /// Every run a half.
+    Runs,
+    /// One half, and every run a byte and a minimum.
+    BytesAndMinima,
+    /// One half, and either half of a run a signed byte.
+    TwoBytes,
+}
+
+/// A format as a product by blocks sees it.
 pub(super) trait Blocks: Codes {
-    /// Whether the halves of a run have scales of their own. Otherwise runs have minima.
-    const TWO_SCALES: bool;
+    /// Its scales.
+    const SCALES: Scales;
+}
+
+impl Blocks for Q8_0 {
+    const SCALES: Scales = Scales::Runs;
+}
+
+impl Blocks for Q4_0 {
+    const SCALES: Scales = Scales::Runs;
 }
 
 impl Blocks for Q4K {
-    const TWO_SCALES: bool = false;
+    const SCALES: Scales = Scales::BytesAndMinima;
 }
 
 impl Blocks for Q5K {
-    const TWO_SCALES: bool = false;
+    const SCALES: Scales = Scales::BytesAndMinima;
 }
 
 impl Blocks for Q6K {
-    const TWO_SCALES: bool = true;
+    const SCALES: Scales = Scales::TwoBytes;
 }
 
 /// `M` rows times one panel.
@@ -37,31 +57,32 @@ impl Blocks for Q6K {
 #[inline(always)]
 pub(super) unsafe fn tile<F: Blocks, const M: usize>(input: &TileInput, out: &Out) {
     // SAFETY: the caller's promise: the panel holds codes and scales of every block, `x` holds `M` rows of every run,
-    // laid out as `XPacking::Bytes` says.
+    // laid out as `XPacking::ByteBlocks` says.
     unsafe {
         let layout = const { quant_layout(F::FORMAT) };
+        let scale_bytes = layout.scale_bytes * (RUNS_PER_BLOCK / layout.runs_per_block);
         let blocks = input.cols / BLOCK;
         let mut scales = input.panel.add(blocks * RUNS_PER_BLOCK * layout.code_bytes);
         let (mut w, mut x, mut ahead) = (input.panel, input.x, input.ahead.at);
         let mut acc = [_mm512_setzero_ps(); M];
         for _ in 0..blocks {
-            fetch_scales(scales, input.panel_bytes, layout.scale_bytes);
-            let (first, scale) = (x, halves(scales));
+            fetch_scales(scales, input.panel_bytes, scale_bytes);
+            let first = x;
             let mut sums = [_mm512_setzero_ps(); M];
             for run in 0..RUNS_PER_BLOCK {
                 fetch(w, layout.code_bytes);
                 ahead = fetch_ahead(ahead, input.ahead.lines_per_run);
-                add_run::<F, M>(&mut sums, w, x, scale, scales, run);
+                add_run::<F, M>(&mut sums, w, x, scales, run);
                 w = w.add(layout.code_bytes);
                 x = x.add(RUN_WORDS * M);
             }
-            if !F::TWO_SCALES {
+            if F::SCALES == Scales::BytesAndMinima {
                 minima_of_block::<M>(&mut sums, |i, m| first.add((i * RUN_WORDS + 10) * M + m).read(), scales);
             }
             for (m, sum) in acc.iter_mut().enumerate() {
                 *sum = _mm512_fmadd_ps(sums[m], float::<M>(first, 8, m), *sum);
             }
-            scales = scales.add(layout.scale_bytes);
+            scales = scales.add(scale_bytes);
         }
         for (m, &sum) in acc.iter().enumerate() {
             if m < out.rows {
@@ -72,7 +93,7 @@ pub(super) unsafe fn tile<F: Blocks, const M: usize>(input: &TileInput, out: &Ou
 }
 
 /// Adds one run of `M` rows to the sums of its block. `x`: the first row's first word of the run, words of a row `M` apart;
-/// `scale`: the block's; `scales`: where its bytes are.
+/// `scales`: those of the block.
 ///
 /// # Safety
 /// AVX-512 F, BW and VNNI; `w` has the code bytes of a run, `x` has `RUN_WORDS` words a row; `scales` are those of the block,
@@ -82,14 +103,13 @@ unsafe fn add_run<F: Blocks, const M: usize>(
     sums: &mut [__m512; M],
     w: *const u8,
     x: *const u32,
-    scale: __m512,
     scales: *const u8,
     run: usize,
 ) {
     // SAFETY: the caller's promise; the offsets are those of `panels`.
     unsafe {
-        if F::TWO_SCALES {
-            let at = scales.add(Q6K_SCALES_AT + run * 32);
+        if F::SCALES == Scales::TwoBytes {
+            let (at, scale) = (scales.add(Q6K_SCALES_AT + run * 32), halves(scales));
             let mut dots: [__m512i; M] = std::array::from_fn(|m| word::<M>(x, 10, m));
             add_group::<F, M>(&mut dots, w, 0, x);
             add_group::<F, M>(&mut dots, w, 1, x);
@@ -103,10 +123,13 @@ unsafe fn add_run<F: Blocks, const M: usize>(
             add_group::<F, M>(&mut dots, w, 7, x);
             add_lifted::<M>(sums, &dots, _mm512_mul_ps(scale, signed_bytes(at.add(16))), x);
         } else {
-            let small = unsigned_bytes(scales.add(K_SCALES_AT + run * 16));
-            let mut dots: [__m512i; M] = std::array::from_fn(|m| word::<M>(x, 9, m));
+            let (scale, start) = match F::SCALES {
+                Scales::Runs => (halves(scales.add(run * 32)), 10),
+                _ => (_mm512_mul_ps(halves(scales), unsigned_bytes(scales.add(K_SCALES_AT + run * 16))), 9),
+            };
+            let mut dots: [__m512i; M] = std::array::from_fn(|m| word::<M>(x, start, m));
             add_groups::<F, M>(&mut dots, w, x);
-            add_lifted::<M>(sums, &dots, _mm512_mul_ps(scale, small), x);
+            add_lifted::<M>(sums, &dots, scale, x);
         }
     }
 }

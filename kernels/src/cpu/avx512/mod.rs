@@ -1,5 +1,6 @@
 //! AVX-512 kernels: sixteen outputs a register.
 
+mod abreast;
 mod activations;
 mod blocks;
 mod codes;
@@ -11,6 +12,7 @@ mod softmax;
 mod strided;
 mod widen;
 
+pub(super) use abreast::pack_abreast;
 pub(super) use activations::pack_bytes;
 pub(super) use blocks::{minima_of_block, signed_bytes, unsigned_bytes};
 pub(super) use codes::halves;

@@ -6,7 +6,7 @@ use super::dense::{self, Bf16Dot, Bf16Wide, F16, F32, Weights};
 use super::quantised;
 use super::strided::{Words, strided};
 use crate::WeightFormat;
-use crate::cpu::tile::{TileFn, XPacking};
+use crate::cpu::tile::{Panels, TileFn, XPacking};
 use crate::cpu::{Factors, Kernel, Out, StridedTile, TileInput};
 
 /// Twelve rows times two registers of outputs leave room for the weights.
@@ -17,23 +17,25 @@ const QUANT_ROW_COUNTS: &[usize] = &[1, 2, 3, 4, 6, 8, 10, 11, 12];
 /// Few rows have few sums in flight, so they take two panels at once.
 const TWO_PANELS_UP_TO: usize = 4;
 
-/// The kernel of one format. `dots_bf16`: as [`crate::Level::dots_bf16`].
-pub(in crate::cpu) fn kernel(format: WeightFormat, dots_bf16: bool) -> Kernel {
+/// The kernel of one format. `by_blocks`, `dots_bf16`: as [`crate::Level::takes_blocks`], [`crate::Level::dots_bf16`].
+pub(in crate::cpu) fn kernel(format: WeightFormat, by_blocks: bool, dots_bf16: bool) -> Kernel {
     let (tile, packing): (TileFn, XPacking) = match format {
         WeightFormat::F32 => (dense_tile::<F32>, XPacking::F32),
         WeightFormat::F16 => (dense_tile::<F16>, XPacking::F32),
         WeightFormat::Bf16 if dots_bf16 => (bf16_dot_tile, XPacking::Bf16Pairs),
         WeightFormat::Bf16 => (dense_tile::<Bf16Wide>, XPacking::Bf16AsF32),
+        WeightFormat::Q8_0 if by_blocks => (block_tile::<Q8_0>, XPacking::ByteBlocks),
+        WeightFormat::Q4_0 if by_blocks => (block_tile::<Q4_0>, XPacking::ByteBlocks),
         WeightFormat::Q8_0 => (quant_tile::<Q8_0>, XPacking::Bytes),
         WeightFormat::Q4_0 => (quant_tile::<Q4_0>, XPacking::Bytes),
-        WeightFormat::Q4K => (block_tile::<Q4K>, XPacking::Bytes),
-        WeightFormat::Q5K => (block_tile::<Q5K>, XPacking::Bytes),
-        WeightFormat::Q6K => (block_tile::<Q6K>, XPacking::Bytes),
+        WeightFormat::Q4K => (block_tile::<Q4K>, XPacking::ByteBlocks),
+        WeightFormat::Q5K => (block_tile::<Q5K>, XPacking::ByteBlocks),
+        WeightFormat::Q6K => (block_tile::<Q6K>, XPacking::ByteBlocks),
     };
     if format.is_quantised() {
-        return Kernel { tile, packing, row_counts: QUANT_ROW_COUNTS, two_panels_up_to: 0 };
+        return Kernel { tile, packing, row_counts: QUANT_ROW_COUNTS, panels: Panels::Any };
     }
-    Kernel { tile, packing, row_counts: ROW_COUNTS, two_panels_up_to: TWO_PANELS_UP_TO }
+    Kernel { tile, packing, row_counts: ROW_COUNTS, panels: Panels::TwoUpTo(TWO_PANELS_UP_TO) }
 }
 
 /// # Safety
@@ -81,17 +83,20 @@ unsafe fn dense_rows<W: Weights>(input: &TileInput, out: &Out) {
 unsafe fn quant_tile<F: Codes>(input: &TileInput, out: &Out) {
     // SAFETY: the caller's promise; the features are enabled.
     unsafe {
-        match input.m {
-            1 => quantised::tile::<F, 1>(input, out),
-            2 => quantised::tile::<F, 2>(input, out),
-            3 => quantised::tile::<F, 3>(input, out),
-            4 => quantised::tile::<F, 4>(input, out),
-            6 => quantised::tile::<F, 6>(input, out),
-            8 => quantised::tile::<F, 8>(input, out),
-            10 => quantised::tile::<F, 10>(input, out),
-            11 => quantised::tile::<F, 11>(input, out),
-            12 => quantised::tile::<F, 12>(input, out),
-            _ => unreachable!("not one of the row counts"),
+        for panel in 0..input.panels {
+            let (input, out) = &input.one_panel(out, panel);
+            match input.m {
+                1 => quantised::tile::<F, 1>(input, out),
+                2 => quantised::tile::<F, 2>(input, out),
+                3 => quantised::tile::<F, 3>(input, out),
+                4 => quantised::tile::<F, 4>(input, out),
+                6 => quantised::tile::<F, 6>(input, out),
+                8 => quantised::tile::<F, 8>(input, out),
+                10 => quantised::tile::<F, 10>(input, out),
+                11 => quantised::tile::<F, 11>(input, out),
+                12 => quantised::tile::<F, 12>(input, out),
+                _ => unreachable!("not one of the row counts"),
+            }
         }
     }
 }
@@ -102,17 +107,20 @@ unsafe fn quant_tile<F: Codes>(input: &TileInput, out: &Out) {
 unsafe fn block_tile<F: Blocks>(input: &TileInput, out: &Out) {
     // SAFETY: the caller's promise; the features are enabled.
     unsafe {
-        match input.m {
-            1 => blocks::tile::<F, 1>(input, out),
-            2 => blocks::tile::<F, 2>(input, out),
-            3 => blocks::tile::<F, 3>(input, out),
-            4 => blocks::tile::<F, 4>(input, out),
-            6 => blocks::tile::<F, 6>(input, out),
-            8 => blocks::tile::<F, 8>(input, out),
-            10 => blocks::tile::<F, 10>(input, out),
-            11 => blocks::tile::<F, 11>(input, out),
-            12 => blocks::tile::<F, 12>(input, out),
-            _ => unreachable!("not one of the row counts"),
+        for panel in 0..input.panels {
+            let (input, out) = &input.one_panel(out, panel);
+            match input.m {
+                1 => blocks::tile::<F, 1>(input, out),
+                2 => blocks::tile::<F, 2>(input, out),
+                3 => blocks::tile::<F, 3>(input, out),
+                4 => blocks::tile::<F, 4>(input, out),
+                6 => blocks::tile::<F, 6>(input, out),
+                8 => blocks::tile::<F, 8>(input, out),
+                10 => blocks::tile::<F, 10>(input, out),
+                11 => blocks::tile::<F, 11>(input, out),
+                12 => blocks::tile::<F, 12>(input, out),
+                _ => unreachable!("not one of the row counts"),
+            }
         }
     }
 }
