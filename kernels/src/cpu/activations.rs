@@ -31,10 +31,7 @@ pub(crate) fn pack_activations(level: Level, input: &ActivationRows<'_>, tile: &
         tile.fill(0);
     }
     #[cfg(target_arch = "x86_64")]
-    if level >= Level::Avx512
-        && matches!(input.packing, XPacking::Bytes | XPacking::ByteBlocks)
-        && input.m >= ABREAST_FROM
-    {
+    if level >= Level::Avx512 && input.m >= ABREAST_FROM && input.may_be_abreast() {
         // SAFETY: the machine has the pool's level.
         return unsafe { super::avx512::pack_abreast(input, tile) };
     }
@@ -124,6 +121,16 @@ pub(super) struct ByteRow {
 }
 
 impl ActivationRows<'_> {
+    /// Whether rows lie side by side in whole runs.
+    #[cfg(target_arch = "x86_64")]
+    fn may_be_abreast(&self) -> bool {
+        match self.packing {
+            XPacking::Bytes | XPacking::ByteBlocks => true,
+            XPacking::Bf16Pairs => self.cols.is_multiple_of(RUN),
+            _ => false,
+        }
+    }
+
     fn place(&self, row: usize) -> ByteRow {
         ByteRow { format: self.format, packing: self.packing, m: self.m, row }
     }

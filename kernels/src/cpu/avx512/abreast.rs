@@ -1,5 +1,5 @@
-//! Rows of activations as bytes for vector kernels, four rows at a time: their words lie side by side in a tile, so four are
-//! stored together. The numbers are those of [`super::activations`], which takes a row alone.
+//! Rows of activations as bytes, or as pairs of bf16, for vector kernels, four rows at a time: their words lie side by side in
+//! a tile, so four are stored together. The numbers are those of a row alone.
 
 use crate::WeightFormat;
 use crate::cpu::activations::{ActivationRows, ROUND, SILENT};
@@ -12,12 +12,13 @@ const ABREAST: usize = 4;
 /// Words before the scale of a run.
 const CODE_WORDS: usize = RUN / 4;
 
-/// Lays out the rows of a tile, as [`XPacking::Bytes`] or [`XPacking::ByteBlocks`] says.
+/// Lays out the rows of a tile, whole runs of 32 inputs each, as [`XPacking::Bytes`], [`XPacking::ByteBlocks`] or
+/// [`XPacking::Bf16Pairs`] says.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(in crate::cpu) fn pack_abreast(input: &ActivationRows, tile: &mut [u32]) {
-    let runs = input.cols / RUN;
+    let (runs, words_of_run) = (input.cols / RUN, input.packing.words_per_row(RUN));
     let count = input.x.len() / input.cols;
-    assert!(count <= input.m && tile.len() >= runs * RUN_WORDS * input.m, "the tile holds every run of all rows");
+    assert!(count <= input.m && tile.len() >= runs * words_of_run * input.m, "the tile holds every run of all rows");
     for first in (0..count).step_by(ABREAST) {
         // Rows that are missing are computed as the last one, and not stored.
         let mut rows: [&[[f32; RUN]]; ABREAST] = [&[]; ABREAST];
@@ -27,16 +28,16 @@ pub(in crate::cpu) fn pack_abreast(input: &ActivationRows, tile: &mut [u32]) {
         }
         let present = ((1u16 << (count - first).min(ABREAST)) - 1) as __mmask8;
         let mut place = Place { at: tile[first..].as_mut_ptr(), m: input.m, present, format: input.format };
-        for run in (0..runs).step_by(if input.packing == XPacking::ByteBlocks { RUNS_PER_BLOCK } else { 1 }) {
+        let runs_at_once = if input.packing == XPacking::ByteBlocks { RUNS_PER_BLOCK } else { 1 };
+        for run in (0..runs).step_by(runs_at_once) {
             // SAFETY: the tile was found to hold this run, or block of runs, of the rows that are present.
             unsafe {
-                if input.packing == XPacking::ByteBlocks {
-                    put_block(&rows, run, &place);
-                    place.at = place.at.add(RUNS_PER_BLOCK * RUN_WORDS * input.m);
-                } else {
-                    put_run(&rows, run, &place);
-                    place.at = place.at.add(RUN_WORDS * input.m);
+                match input.packing {
+                    XPacking::ByteBlocks => put_block(&rows, run, &place),
+                    XPacking::Bf16Pairs => put_pairs(&rows, run, &place),
+                    _ => put_run(&rows, run, &place),
                 }
+                place.at = place.at.add(runs_at_once * words_of_run * input.m);
             }
         }
     }
@@ -99,6 +100,64 @@ impl Place {
     fn start(&self, lift: __m128i, sums: __m128i) -> __m128i {
         _mm_sub_epi32(lift, _mm_mullo_epi32(_mm_set1_epi32(i32::from(offset(self.format))), sums))
     }
+}
+
+/// # Safety
+/// As [`Place::put`], for the words of one run of pairs.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn put_pairs(rows: &[&[[f32; RUN]]; ABREAST], run: usize, place: &Place) {
+    let [a, b, c, d] = [pairs(&rows[0][run]), pairs(&rows[1][run]), pairs(&rows[2][run]), pairs(&rows[3][run])];
+    let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (high_ab, high_cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    // Each holds every fourth word.
+    let words = [
+        _mm512_unpacklo_epi64(ab, cd),
+        _mm512_unpackhi_epi64(ab, cd),
+        _mm512_unpacklo_epi64(high_ab, high_cd),
+        _mm512_unpackhi_epi64(high_ab, high_cd),
+    ];
+    for (index, word) in words.into_iter().enumerate() {
+        // SAFETY: the caller's promise: a row has sixteen words.
+        unsafe {
+            place.put(0, index, _mm512_castsi512_si128(word));
+            place.put(0, index + 4, _mm512_extracti32x4_epi32::<1>(word));
+            place.put(0, index + 8, _mm512_extracti32x4_epi32::<2>(word));
+            place.put(0, index + 12, _mm512_extracti32x4_epi32::<3>(word));
+        }
+    }
+}
+
+/// Thirty-two floats rounded to bf16, as [`crate::cpu::lanes::to_bf16`] rounds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn pairs(x: &[f32; RUN]) -> __m512i {
+    /// The upper half of every float of two registers.
+    const UPPER: [u16; RUN] = {
+        let mut upper = [0; RUN];
+        let mut i = 0;
+        while i < RUN {
+            upper[i] = 2 * i as u16 + 1;
+            i += 1;
+        }
+        upper
+    };
+    let (low, high) = load(x);
+    // SAFETY: thirty-two halves are one register.
+    let upper = unsafe { _mm512_loadu_si512(UPPER.as_ptr().cast()) };
+    _mm512_permutex2var_epi16(rounded(low), upper, rounded(high))
+}
+
+/// Floats whose upper halves are their bf16.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn rounded(x: __m512) -> __m512i {
+    let bits = _mm512_castps_si512(x);
+    let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let nearest = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
+    // No number stays none, whichever of its bits are cut off.
+    let is_none = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    _mm512_mask_or_epi32(nearest, is_none, bits, _mm512_set1_epi32(0x0040_0000))
 }
 
 /// # Safety
