@@ -155,7 +155,7 @@ impl ByteRow {
     /// Writes the codes of a run.
     #[inline(always)]
     fn put_codes(&self, tile: &mut [u32], codes: &ByteCodes) {
-        if self.packing == XPacking::ByteRows {
+        if matches!(self.packing, XPacking::ByteRows) {
             tile[self.row * CODE_WORDS..][..CODE_WORDS].copy_from_slice(&codes.words);
         } else {
             place(codes.words.into_iter(), &mut tile[self.row..], self.m);

@@ -47,7 +47,10 @@ impl XPacking {
     /// Words of a row and run of bytes.
     #[inline(always)]
     pub(crate) fn run_words(self) -> usize {
-        if self == Self::ByteRows { ROW_RUN_WORDS } else { RUN_WORDS }
+        match self {
+            Self::ByteRows => ROW_RUN_WORDS,
+            _ => RUN_WORDS,
+        }
     }
 }
 
