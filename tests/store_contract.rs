@@ -172,6 +172,24 @@ async fn journal_becomes_ledger_exactly_once(records: &dyn Records) {
     assert_eq!(records.ledger_since(NOON_US + 6).await.expect("rows").len(), 1);
 }
 
+async fn what_was_settled_since_is_found_however_long_it_ran(records: &dyn Records) {
+    let ann = user("ann");
+    // The clock was set back; no time; a microsecond before a minute; a minute; a day.
+    for ran_us in [-5 * MINUTE_US, 0, MINUTE_US - 1, MINUTE_US, 24 * 60 * MINUTE_US] {
+        for settled_at_us in [NOON_US - 1, NOON_US, NOON_US + 1] {
+            let closed = row(request(&ann, settled_at_us - ran_us), used(1, 1), Status::Completed);
+            records.submit(JournalEntry::Close(LedgerRecord { settled_at_us, ..closed })).await.expect("closed");
+        }
+    }
+    for (from_us, expected) in [(NOON_US - 1, 15), (NOON_US, 10), (NOON_US + 1, 5), (NOON_US + 2, 0)] {
+        let found = records.ledger_since(from_us).await.expect("rows");
+        assert_eq!(found.len(), expected);
+        assert!(found.iter().all(|row| row.settled_at_us >= from_us));
+        assert!(found.is_sorted_by_key(|row| row.settled_at_us));
+    }
+    assert_eq!(records.ledger_since(i64::MIN).await.expect("rows").len(), 15, "however long ago");
+}
+
 async fn sums_are_exact(records: &dyn Records) {
     let (ann, bob) = (user("ann"), user("bob"));
     let mut waits = Vec::new();
@@ -229,6 +247,30 @@ async fn sqlite_changes_all_or_nothing_and_only_at_the_expected_version() {
 async fn sqlite_turns_journal_into_ledger_exactly_once() {
     let (_dir, records) = sqlite().await;
     journal_becomes_ledger_exactly_once(&records).await;
+}
+
+#[tokio::test]
+async fn sqlite_finds_what_was_settled_since_however_long_it_ran() {
+    let (_dir, records) = sqlite().await;
+    what_was_settled_since_is_found_however_long_it_ran(&records).await;
+}
+
+#[tokio::test]
+async fn sqlite_writes_three_pages_for_an_answer_that_is_complete_at_once() {
+    const HEADER: u64 = 32;
+    const FRAME: u64 = 24 + 4096;
+    let (dir, records) = sqlite().await;
+    let ann = user("ann");
+    let log = dir.path().join("millgate.db-wal");
+    let mut frames = Vec::new();
+    for i in 0..64 {
+        let before = std::fs::metadata(&log).map_or(HEADER, |log| log.len().max(HEADER));
+        let closed = row(request(&ann, NOON_US + i), used(3, 4), Status::Completed);
+        records.submit(JournalEntry::Close(closed)).await.expect("written");
+        frames.push((std::fs::metadata(&log).expect("a log").len() - before) / FRAME);
+    }
+    frames.sort_unstable();
+    assert_eq!(frames[32], 3, "its row, its place among admissions, the roll-ups: {frames:?}");
 }
 
 #[tokio::test]

@@ -185,7 +185,7 @@ fn close<'a>(
          price_version, attribution_id, prompt_tokens, cached_tokens, completion_tokens, cost_nano_usd, settled_at_us, \
          status, charged) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18) \
-         ON CONFLICT (id) DO NOTHING",
+         ON CONFLICT (admitted_at_us, id) DO NOTHING",
     )?;
     let mut inserted = Vec::with_capacity(rows.len());
     for row in rows {

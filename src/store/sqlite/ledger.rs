@@ -18,13 +18,16 @@ pub(super) async fn open_reservations(pool: &SqlitePool) -> Result<Vec<Reservati
     found.iter().map(rows::reservation).collect()
 }
 
+/// Rows settled within a minute of their admission are found by it, the others by an index of their own; its condition is
+/// the one below, word for word.
+const SINCE: &str = "SELECT found.*, attributions.member_groups, attributions.labels FROM ( \
+     SELECT * FROM ledger WHERE admitted_at_us > $1 - 60000000 AND settled_at_us >= $1 AND settled_at_us - admitted_at_us < 60000000 \
+     UNION ALL \
+     SELECT * FROM ledger WHERE settled_at_us >= $1 AND settled_at_us - admitted_at_us >= 60000000 \
+     ) AS found LEFT JOIN attributions ON attributions.id = found.attribution_id ORDER BY settled_at_us, found.id";
+
 pub(super) async fn since(pool: &SqlitePool, settled_from_us: i64) -> Result<Vec<LedgerRecord>, StoreError> {
-    let select = sqlx::query(
-        "SELECT ledger.*, attributions.member_groups, attributions.labels FROM ledger \
-         LEFT JOIN attributions ON attributions.id = ledger.attribution_id \
-         WHERE settled_at_us >= $1 ORDER BY settled_at_us, ledger.id",
-    );
-    let found = select.bind(settled_from_us).fetch_all(pool).await.map_err(failed(READ))?;
+    let found = sqlx::query(SINCE).bind(settled_from_us).fetch_all(pool).await.map_err(failed(READ))?;
     found.iter().map(rows::ledger).collect()
 }
 
@@ -41,6 +44,7 @@ pub(super) async fn between(pool: &SqlitePool, range: RowRange) -> Result<Vec<Le
     select.fetch_all(pool).await.map_err(failed(READ))?.iter().map(rows::ledger).collect()
 }
 
+/// Reads the whole ledger: no index says where an id is.
 pub(super) async fn row(pool: &SqlitePool, id: Uuid) -> Result<Option<LedgerRecord>, StoreError> {
     let select = sqlx::query(
         "SELECT ledger.*, attributions.member_groups, attributions.labels FROM ledger \

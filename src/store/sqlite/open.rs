@@ -62,9 +62,8 @@ impl SqliteRecords {
             .busy_timeout(config.busy_timeout)
             .disable_statement_logging();
         let mut connection = options.connect().await.map_err(failed("open the database"))?;
-        migrations().run_direct(None, &mut connection, false).await.map_err(|error| StoreError::Unavailable {
-            operation: "bring the database up to date",
-            message: error.to_string().into(),
+        migrations(MIGRATIONS).run_direct(None, &mut connection, false).await.map_err(|error| {
+            StoreError::Unavailable { operation: "bring the database up to date", message: error.to_string().into() }
         })?;
         let pool = SqlitePoolOptions::new()
             .max_connections(config.readers.max(1))
@@ -127,10 +126,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "tokens", include_str!("../migrations/0005_tokens.sql")),
     (7, "notices", include_str!("../migrations/0007_notices.sql")),
     (8, "former users", include_str!("../migrations/0008_former_users.sql")),
+    (9, "fewer pages", include_str!("../migrations/0009_fewer_pages.sql")),
 ];
 
-fn migrations() -> Migrator {
-    let migrations = MIGRATIONS.iter().map(|(number, name, sql)| {
+fn migrations(steps: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let migrations = steps.iter().map(|(number, name, sql)| {
         Migration::new(*number, (*name).into(), MigrationType::Simple, sql.into_sql_str(), false)
     });
     Migrator::with_migrations(migrations.collect())
@@ -139,6 +139,7 @@ fn migrations() -> Migrator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::governance::ports::Records;
 
     #[tokio::test]
     async fn changes_of_the_policy_are_synced_at_every_commit_to_a_write_ahead_log() {
@@ -149,5 +150,47 @@ mod tests {
         let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&records.pool).await.unwrap();
         let journal_mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&records.pool).await.unwrap();
         assert_eq!((synchronous, journal_mode.as_str()), (2, "wal"), "2 is FULL");
+    }
+    #[tokio::test]
+    async fn rows_and_open_requests_of_an_older_database_are_still_there() {
+        const ROWS: &str = "
+            INSERT INTO attributions (id, member_groups, labels) VALUES ('a', '[\"staff\"]', '{}');
+            INSERT INTO ledger (id, client_request_id, user_id, user_name, key_id, tier, model, endpoint, admitted_at_us,
+                settled_at_us, prompt_tokens, cached_tokens, completion_tokens, status, charged, price_version, attribution_id, cost_nano_usd)
+            VALUES ('00000000-0000-0000-0000-000000000001', 'theirs', '00000000-0000-0000-0000-000000000009', 'ann', 'k', 'free', 'm',
+                'chat', 10, 90000010, 3, 2, 4, 'completed', '[{\"at_us\":10,\"requests\":1}]', 5, 'a', 6),
+                ('00000000-0000-0000-0000-000000000002', NULL, '00000000-0000-0000-0000-000000000009', 'ann', NULL, 'free', 'm',
+                'chat', 11, 12, 0, 0, 0, 'failed', '[]', NULL, '', 0);
+            INSERT INTO reservations (id, client_request_id, user_id, user_name, key_id, tier, model, endpoint, admitted_at_us,
+                extents, prompt_tokens, cached_tokens, completion_tokens, price_version, attribution_id)
+            VALUES ('00000000-0000-0000-0000-000000000003', NULL, '00000000-0000-0000-0000-000000000009', 'ann', 'k', 'free', 'm',
+                'chat', 13, '[{\"at_us\":13,\"requests\":1}]', 7, 0, 8, 5, 'a');";
+        let folder = tempfile::tempdir().unwrap();
+        let options = SqliteConnectOptions::new().filename(folder.path().join(DATABASE)).create_if_missing(true);
+        let mut older = options.connect().await.unwrap();
+        let steps: Vec<_> = MIGRATIONS.iter().copied().filter(|(number, ..)| *number < 9).collect();
+        migrations(&steps).run_direct(None, &mut older, false).await.unwrap();
+        sqlx::raw_sql(ROWS).execute(&mut older).await.unwrap();
+        sqlx::Connection::close(older).await.unwrap();
+
+        let records =
+            SqliteRecords::open(&Config { data_dir: folder.path().into(), ..Config::default() }).await.unwrap();
+        let rows = records.ledger_since(0).await.unwrap();
+        let [failed, completed] = &rows[..] else { panic!("{rows:?}") };
+        assert_eq!(
+            (failed.request.admitted_at_us, failed.status.as_str(), failed.request.price_version),
+            (11, "failed", None)
+        );
+        let request = &completed.request;
+        assert_eq!((request.client_request_id.as_deref(), request.price_version), (Some("theirs"), Some(5)));
+        assert_eq!((&request.attribution.groups[..], completed.cost_nano_usd), (&["staff".to_owned()][..], 6));
+        assert_eq!(
+            (completed.usage.prompt_tokens, completed.usage.cached_tokens, completed.usage.completion_tokens),
+            (3, 2, 4)
+        );
+        assert_eq!(completed.charged[0].at_us, 10);
+        let open = records.open_reservations().await.unwrap();
+        assert_eq!((open.len(), open[0].request.admitted_at_us, open[0].progress.completion_tokens), (1, 13, 8));
+        assert_eq!((open[0].extents[0].at_us, open[0].request.price_version), (13, Some(5)));
     }
 }
