@@ -12,8 +12,10 @@ use crate::{KernelError, PackedMatrix, Pool};
 /// Bytes of weights a thread keeps in its second-level cache while activation tiles pass: half of the smallest
 /// second-level cache around (1 MiB).
 pub(super) const CACHED_WEIGHT_BYTES: usize = 512 << 10;
-/// Parts a thread gets, so that a thread that starts late or is held up leaves the others something to take.
-pub(super) const PARTS_A_THREAD: usize = 16;
+/// Parts a thread gets of a product by tile registers, so that a thread that starts late or is held up leaves the others
+/// something to take.
+#[cfg(target_arch = "x86_64")]
+pub(super) const PARTS_A_THREAD: usize = 8;
 
 /// One matrix that rows are multiplied with, and where its outputs go.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Products by vectors: the kernels of [`crate::cpu::Kernel`] add a few rows to a panel's outputs.
 
-use super::product::{CACHED_WEIGHT_BYTES, PARTS_A_THREAD, Target};
+use super::product::{CACHED_WEIGHT_BYTES, Product, Target};
 use super::rows::{RowCut, Tiles};
 use crate::cpu::{Ahead, Kernel, Out, TileInput};
 use crate::panels::panel_rows;
@@ -8,6 +8,8 @@ use crate::quant::RUN;
 use crate::{PackedMatrix, Pool};
 use std::ops::Range;
 
+/// Parts a thread gets, so that a thread that starts late or is held up leaves the others something to take.
+const PARTS_A_THREAD: usize = 16;
 /// Up to this many tiles of rows the next weights are fetched meanwhile.
 const FEW_TILES: usize = 4;
 /// Bytes of one dense panel to be used, at most, before going on to the next tile of rows.
@@ -15,37 +17,32 @@ const CACHED_PANEL_BYTES: usize = 128 << 10;
 
 /// Multiplies laid-out `tiles` of rows with all panels of matrices of one format and width: in one go, so that threads wait
 /// for each other once.
-pub(super) fn multiply(
-    pool: &Pool,
-    (kernel, cut): (&Kernel, &RowCut),
-    tiles: &Tiles,
-    products: &mut [super::Product<'_>],
-) {
+pub(super) fn multiply(pool: &Pool, (kernel, cut): (&Kernel, &RowCut), tiles: &Tiles, products: &mut [Product<'_>]) {
     let w = products[0].weight;
-    let panels_of = |product: &super::Product| product.weight.rows().div_ceil(panel_rows(w.format()));
+    let panels_of = |product: &Product| product.weight.rows().div_ceil(panel_rows(w.format()));
     let span = inputs_at_a_time(w, cut.num_tiles());
     let all: usize = products.iter().map(panels_of).sum();
     let balanced = all.div_ceil(pool.threads() * PARTS_A_THREAD);
     let panels_per_group = panels_per_group(tiles, cut, w, (span, balanced));
     let panels_per_part = balanced.next_multiple_of(panels_per_group);
     let mut num_parts = 0;
-    let products: Vec<Product> = (products.iter_mut())
+    let passes: Vec<Pass> = (products.iter_mut())
         .map(|product| {
             let first_part = num_parts;
             num_parts += panels_of(product).div_ceil(panels_per_part);
-            Product { kernel, cut, tiles, w: product.weight, span, first_part, target: product.target() }
+            Pass { kernel, cut, tiles, w: product.weight, span, first_part, target: product.target() }
         })
         .collect();
     pool.run(num_parts, &|part| {
-        let index = products.partition_point(|product| product.first_part <= part) - 1;
-        let (product, part) = (&products[index], part - products[index].first_part);
-        let num_panels = product.w.rows().div_ceil(panel_rows(w.format()));
+        let index = passes.partition_point(|pass| pass.first_part <= part) - 1;
+        let (pass, part) = (&passes[index], part - passes[index].first_part);
+        let num_panels = pass.w.rows().div_ceil(panel_rows(w.format()));
         let end = ((part + 1) * panels_per_part).min(num_panels);
         for first in (part * panels_per_part..end).step_by(panels_per_group) {
             let group = first..(first + panels_per_group).min(end);
             // Threads take parts in turn, so this is where this one is likely to go on.
             let next = if group.end < end { group.end } else { (part + pool.threads()) * panels_per_part };
-            product.multiply(group, next..(next + panels_per_group).min(num_panels));
+            pass.multiply(group, next..(next + panels_per_group).min(num_panels));
         }
     });
 }
@@ -82,8 +79,8 @@ fn group_bytes(tiles: &Tiles, cut: &RowCut) -> usize {
     tiles.bytes(cut.num_tiles()).min(CACHED_WEIGHT_BYTES / 2)
 }
 
-/// What all parts of a product read.
-struct Product<'a> {
+/// What all parts of one matrix's product read.
+struct Pass<'a> {
     kernel: &'a Kernel,
     cut: &'a RowCut,
     tiles: &'a Tiles<'a>,
@@ -94,7 +91,7 @@ struct Product<'a> {
     target: Target<'a>,
 }
 
-impl Product<'_> {
+impl Pass<'_> {
     /// Multiplies all rows with the panels of `group`, and fetches those of `next`.
     fn multiply(&self, group: Range<usize>, next: Range<usize>) {
         let (w, cut, kernel) = (self.w, self.cut, self.kernel);
